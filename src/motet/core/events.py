@@ -1,0 +1,93 @@
+"""The one append-only stream of what happened; command line, report and tests all read it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from motet.core.errors import StoreError
+
+Event: TypeAlias = dict[str, Any]
+
+
+class Events:
+    """Appends events to a file (one JSON object a line) and tells whoever listens.
+
+    path: the file, or None to keep events in memory alone (``memory``).
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.memory: list[Event] = []
+        self._listeners: list[Callable[[Event], None]] = []
+        self._file = None if path is None else _open(path)
+
+    def listen(self, listener: Callable[[Event], None]) -> None:
+        """Calls ``listener`` with every event from now on."""
+        self._listeners.append(listener)
+
+    def add(self, kind: str, /, **fields: Any) -> None:
+        """Appends one event; raises StoreError when the disk will not take it."""
+        event: Event = {"event": kind, "time": round(time.time(), 3), **fields}
+        if self._file is None:
+            self.memory.append(event)
+        else:
+            try:
+                self._file.write(json.dumps(event) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
+        for listener in self._listeners:
+            listener(event)
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _open(path: Path) -> Any:
+    _drop_torn_line(path)
+    return path.open("a", encoding="utf-8")
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A killed process may leave half a line at the end: cut it, so that the next one stands."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        data = file.read()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):
+            file.truncate(whole)
+            os.fsync(file.fileno())
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a run in order, without those that a later resume ran anew.
+
+    A "resumed" event names the checkpoint from which the run went on: what was written after
+    that checkpoint did not take effect, and is left out.
+    """
+    events: list[Event] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event["event"] == "resumed":
+            events = _until_checkpoint(events, event["version"])
+        events.append(event)
+    return events
+
+
+def _until_checkpoint(events: list[Event], version: int) -> list[Event]:
+    # A kill between saving and noting it leaves no such line: then nothing came after it.
+    for i, event in enumerate(events):
+        if event["event"] == "checkpoint" and event["version"] == version:
+            return events[: i + 1]
+    return events

@@ -1,0 +1,146 @@
+"""What hub and sites have in common: a model, optimisers, batches, fitting and encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from motet.core.batch import Batch, Dataset
+from motet.core.errors import DataError, SiteError
+from motet.core.optim import Optimizer, OptimizerSpec
+from motet.core.rng import generator, numpy_generator
+from motet.core.tree import Tree, load, weights_of
+
+Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+
+
+class Learner:
+    """One party that learns. ``key`` names the moment, so that its random draws are its own."""
+
+    def __init__(self, name: str, seed: int, build: Callable[[], nn.Module] | None) -> None:
+        self.name = name
+        self.seed = seed
+        self.key: tuple[str | int, ...] = ()
+        self._build = build
+        self._model: nn.Module | None = None
+        self._optimizers: dict[str, Optimizer] = {}
+        self._initial: Tree = {}
+        self._waiting: Tree = {}
+
+    @property
+    def model(self) -> nn.Module:
+        """This party's model, built when it is first asked for."""
+        if self._model is None:
+            if self._build is None:
+                raise DataError(f"{self.name} has no model: name one for it in the recipe")
+            self._model = self._build()
+            self._initial = weights_of(self._model)
+        return self._model
+
+    def optimizer(self, name: str, spec: OptimizerSpec, *, clip: float | None = None) -> Optimizer:
+        """This party's optimiser of this name, with the moments it had when last used."""
+        if name not in self._optimizers:
+            self._optimizers[name] = Optimizer(self.model, spec, clip)
+            if name in self._waiting:
+                self._optimizers[name].load(self._waiting.pop(name))
+        return self._optimizers[name]
+
+    def rng(self, *key: str | int) -> torch.Generator:
+        """A generator of this party, moment and key alone."""
+        return generator(self.seed, self.name, *self.key, *key)
+
+    def numpy_rng(self, *key: str | int) -> np.random.Generator:
+        """The same as ``rng`` for numpy."""
+        return numpy_generator(self.seed, self.name, *self.key, *key)
+
+    def prepared(self, data: Dataset) -> Dataset:
+        """The data as this party's model reads them (decoded, tokenised, frozen trunk applied)."""
+        prepare = getattr(self.model, "prepare", None)
+        result: Dataset = data if prepare is None else prepare(data)
+        return result
+
+    def batches(
+        self, data: Dataset, size: int, *, epochs: int = 1, key: str | int = "batches"
+    ) -> Iterator[Batch]:
+        """Shuffled batches of ``size`` rows, ``epochs`` times over the data.
+
+        The last batch of an epoch may be smaller. The order depends on party, moment, ``key`` and
+        epoch alone: two passes in one operation need two keys.
+        """
+        if not len(data):
+            raise DataError(f"{self.name} has no rows to train on")
+        ready = self.prepared(data)
+        for epoch in range(epochs):
+            order = torch.randperm(len(ready), generator=self.rng(key, epoch))
+            for index in torch.split(order, size):
+                yield ready.batch(index)
+
+    def fit(
+        self, loss: Loss, batches: Iterable[Batch], optimizer: Optimizer | OptimizerSpec
+    ) -> float:
+        """Trains the model on the batches; returns the mean loss per step.
+
+        A spec gives a fresh optimiser, an ``Optimizer`` goes on where it was. Raises SiteError
+        for a loss that is not finite.
+        """
+        model = self.model
+        stepper = optimizer if isinstance(optimizer, Optimizer) else Optimizer(model, optimizer)
+        model.train()
+        total = torch.zeros(())
+        steps = 0
+        for batch in batches:
+            value = loss(model, batch)
+            stepper.step(value)
+            total += value.detach()
+            steps += 1
+        if not bool(torch.isfinite(total)):
+            raise SiteError(
+                f"{self.name}: the loss {getattr(loss, '__name__', 'of a fit')} became "
+                f"{float(total)} within {steps} steps; lower the learning rate, or look for "
+                "damaged rows in the data"
+            )
+        return float(total) / max(steps, 1)
+
+    def encode(self, data: Dataset, modality: str, *, batch: int = 512) -> Tensor:
+        """The unit embeddings [n, d] of one modality, rows in the data's order, in eval mode."""
+        ready = self.prepared(data.only([modality]))
+        parts: list[Tensor] = []
+        with evaluating(self.model), torch.no_grad():
+            for rows in ready.batches(batch):
+                parts.append(self.model(rows).features[modality])
+        return torch.cat(parts)
+
+    def tree(self) -> Tree:
+        """Model and optimisers, to be kept."""
+        optimizers = {name: value.tree() for name, value in self._optimizers.items()}
+        kept: Tree = {"optimizers": {**self._waiting, **optimizers}}
+        if self._model is not None:
+            kept["model"] = weights_of(self._model)
+        return kept
+
+    def load_tree(self, tree: Tree) -> None:
+        """Takes model and optimisers up again, in place; what is not in the tree starts afresh."""
+        moments = dict(tree.get("optimizers", {}))
+        for name, optimizer in self._optimizers.items():
+            optimizer.load(moments.pop(name, {}))
+        self._waiting = moments
+        if "model" in tree:
+            load(self.model, tree["model"])
+        elif self._model is not None:
+            load(self._model, self._initial)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, the former mode afterwards."""
+    mode = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(mode)

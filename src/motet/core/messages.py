@@ -1,0 +1,79 @@
+"""What goes between hub and site, and the contract of whatever carries it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from motet.core.kinds import Kind
+from motet.core.tree import Tree, leaves
+
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to one site.
+
+    op: name of an ``@at_site`` function, or of a built-in one that begins with "@".
+    tag: names the question; a site answers a repeated tag from its cache.
+    payload: the function's arguments by name. Requests of one ``ask`` may share this object
+        (``shared``), and what is a site's own is in ``own``.
+    """
+
+    site: str
+    op: str
+    tag: str
+    round: int
+    shared: Tree = field(default_factory=dict)
+    own: Tree = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A site's answer: ``value``, or ``error`` in one sentence. Bytes are those of the frames."""
+
+    site: str
+    tag: str
+    value: Tree | None = None
+    error: str | None = None
+    down: int = 0
+    up: int = 0
+
+
+class Engine(Protocol):
+    """The whole network contract: who is there, send, receive."""
+
+    def sites(self) -> Mapping[str, Traits]:
+        """All sites by name, with what the hub may know of each."""
+
+    def send(self, requests: Sequence[Request]) -> None:
+        """Puts the requests on their way; returns at once."""
+
+    def recv(self, timeout: float | None = None) -> Reply | None:
+        """The next reply, or None when none came within ``timeout`` seconds."""
+
+    def close(self) -> None:
+        """Lets go of everything that the engine holds."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What the hub may know of a site: modalities, number of rows, name of its model."""
+
+    modalities: tuple[str, ...]
+    rows: int
+    model: str = ""
+
+
+def bytes_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, int]:
+    """Tensor bytes of a payload by the declared kind of its top-level key."""
+    counts: dict[str, int] = {}
+    for path, leaf in leaves(tree):
+        if isinstance(leaf, Tensor):
+            kind = str(kinds.get(path[0], OTHER))
+            counts[kind] = counts.get(kind, 0) + leaf.nbytes
+    return counts

@@ -1,0 +1,125 @@
+"""A federated method: one frozen pydantic model, its hub half and its site halves side by side."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from motet.core.errors import ConfigError
+from motet.core.kinds import Kind
+from motet.core.tree import Tree, load
+
+if TYPE_CHECKING:
+    from motet.core.federation import Federation
+    from motet.core.site import Site
+
+Keeps: TypeAlias = Literal["nothing", "model"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a site function declares: kinds it sends and takes, and whether its model is kept."""
+
+    sends: Mapping[str, Kind] = field(default_factory=dict)
+    takes: Mapping[str, Kind] = field(default_factory=dict)
+    keeps: Keeps = "nothing"
+
+
+def at_site(
+    *,
+    sends: Mapping[str, Kind] | None = None,
+    takes: Mapping[str, Kind] | None = None,
+    keeps: Keeps = "nothing",
+) -> Callable[[F], F]:
+    """Marks a method's function as one that runs at a site.
+
+    sends: top-level key of its reply -> kind. Only declared keys may hold tensors.
+    takes: key of its payload -> kind, where it differs from ``sends``.
+    keeps: "model" when the site's model and optimisers persist from one call to the next;
+        "nothing" when the model starts from its initial weights every time.
+    """
+    operation = Operation(dict(sends or {}), {**(sends or {}), **(takes or {})}, keeps)
+    if Kind.RAW in operation.sends.values():
+        raise ConfigError("raw data cannot be sent from a site; send what a model makes of them")
+
+    def mark(function: F) -> F:
+        function.__motet_operation__ = operation  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a federation before its first round, for ``Method.check``.
+
+    encoders: (party, modality) -> name and options of its encoder.
+    """
+
+    public: int
+    public_modalities: tuple[str, ...]
+    hub_modalities: tuple[str, ...]
+    sites: Mapping[str, tuple[str, ...]]
+    hub_rows: int = 0
+    encoders: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
+class Method(BaseModel):
+    """Base of all methods: fields are hyper-parameters, and there is no other state.
+
+    The docstring's paragraphs that begin with "Paper:", "Travels:", "Use:", "Avoid:" and
+    "Deviations:" are the method's public metadata.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    needs_public: ClassVar[bool] = False
+    pools_private_rows: ClassVar[bool] = False
+
+    def run(self, fed: Federation) -> None:
+        """The hub's half: ordinary Python that asks sites and reports."""
+        raise TypeError(f"{type(self).__name__} has no run(fed)")
+
+    def check(self, facts: Facts) -> None:
+        """Refuses, before the first round, a federation that this method cannot work with."""
+        if self.needs_public and facts.public < 2:
+            raise ConfigError(
+                f"{type(self).__name__} needs a public set of at least 2 rows, and "
+                f"data.public gives {facts.public}"
+            )
+
+    @at_site(sends={"metrics": Kind.METRIC}, keeps="model")
+    def evaluate(self, site: Site, weights: Tree | None = None) -> Tree:
+        """The site's own model (with ``weights`` where given) on the site's test rows."""
+        if weights is not None:
+            load(site.model, weights)
+        return {"metrics": site.evaluate()}
+
+    @classmethod
+    def operations(cls) -> dict[str, Operation]:
+        """The functions that may be called at a site, by name."""
+        found: dict[str, Operation] = {}
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).items():
+                operation = getattr(value, "__motet_operation__", None)
+                if operation is not None:
+                    found[name] = operation
+        return found
+
+    @classmethod
+    def about(cls) -> dict[str, str]:
+        """The docstring by paragraph: "summary" and each "Word:" paragraph, lower case."""
+        paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+        parts = {"summary": paragraphs[0]}
+        for paragraph in paragraphs[1:]:
+            word, colon, text = paragraph.partition(":")
+            if colon and word.isalpha():
+                parts[word.lower()] = " ".join(text.split())
+            else:
+                parts["notes"] = f"{parts.get('notes', '')}\n\n{paragraph}".strip()
+        return parts

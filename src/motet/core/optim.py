@@ -1,0 +1,84 @@
+"""Optimisers as values: what a method writes down, built over parameters when a fit begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from motet.core.tree import Tree, clone
+
+
+class OptimizerSpec(Protocol):
+    """Anything that can build a torch optimiser over parameters."""
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser over these parameters."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent with learning rate ``lr``."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser over these parameters."""
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with learning rate ``lr`` (decoupled weight decay where one is given)."""
+
+    lr: float
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """A fresh optimiser over these parameters."""
+        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+
+
+class Optimizer:
+    """A torch optimiser of one model that can be written down and taken up again.
+
+    clip: largest gradient norm over all parameters, or None.
+    """
+
+    def __init__(self, model: nn.Module, spec: OptimizerSpec, clip: float | None = None) -> None:
+        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.spec = spec
+        self.inner = spec.build(self.parameters)
+        self.clip = clip
+
+    def step(self, loss: torch.Tensor) -> None:
+        """One step down the gradient of ``loss``."""
+        self.inner.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        self.inner.step()
+
+    def set_lr(self, lr: float) -> None:
+        """Changes the learning rate from the next step on."""
+        for group in self.inner.param_groups:
+            group["lr"] = lr
+
+    def tree(self) -> Tree:
+        """The moments by parameter number; hyper-parameters are the method's and stay out."""
+        state: dict[Any, Any] = self.inner.state_dict()["state"]
+        return {str(key): clone(value) for key, value in state.items()}
+
+    def load(self, tree: Tree) -> None:
+        """Takes the moments up again; with an empty tree, starts afresh."""
+        self.inner = self.spec.build(self.parameters)
+        full = self.inner.state_dict()
+        full["state"] = {int(key): clone(value) for key, value in tree.items()}
+        self.inner.load_state_dict(full)

@@ -1,0 +1,199 @@
+"""A site: what an ``@at_site`` function sees, and the door through which requests come."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from motet.core.batch import Batch, Dataset
+from motet.core.errors import MotetError, SiteError
+from motet.core.learner import Learner
+from motet.core.messages import Request, Traits
+from motet.core.method import Method, Operation
+from motet.core.middleware import Middleware, pack_all, unpack_all
+from motet.core.rng import seeded
+from motet.core.store import Shelf
+from motet.core.tree import Tree, leaves
+
+Evaluate: TypeAlias = Callable[[nn.Module, Dataset], dict[str, tuple[float, int]]]
+MAX_LOOSE_NUMBERS = 256
+
+
+@dataclass(frozen=True)
+class SiteSpec:
+    """What is needed to set a site up beside its data."""
+
+    name: str
+    data: Dataset
+    test: Dataset | None = None
+    build: Callable[[], nn.Module] | None = None
+    model: str = ""
+
+    @property
+    def traits(self) -> Traits:
+        """What the hub may know of it."""
+        return Traits(self.data.modalities, len(self.data), self.model)
+
+
+class Site(Learner):
+    """One site with its private data, model and state.
+
+    state: named trees that stay at the site from one call to the next, whatever happens in
+        between. Assign to it; do not change what it holds in place, since an operation that fails
+        leaves the state as it was.
+    """
+
+    def __init__(
+        self, spec: SiteSpec, *, seed: int, public: Dataset | None, evaluate: Evaluate | None
+    ) -> None:
+        super().__init__(spec.name, seed, spec.build)
+        self.traits = spec.traits
+        self.data = spec.data
+        self.test = spec.test
+        self._public = public
+        self._evaluate = evaluate
+        self.state: Tree = {}
+
+    @property
+    def public(self) -> Dataset:
+        """The public set, the same rows in the same order at every site."""
+        if self._public is None:
+            raise SiteError(f"site {self.name} has no public set; give the recipe data.public")
+        return self._public
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities that this site holds, sorted."""
+        return self.traits.modalities
+
+    def private(self, size: int, *, epochs: int = 1, key: str | int = "private") -> Iterator[Batch]:
+        """Shuffled batches of this site's own rows."""
+        return self.batches(self.data, size, epochs=epochs, key=key)
+
+    def evaluate(self) -> Tree:
+        """This site's model on its own test rows: metric -> [value, n]; empty without any."""
+        if self.test is None or self._evaluate is None:
+            return {}
+        return {name: list(pair) for name, pair in self._evaluate(self.model, self.test).items()}
+
+
+class Door:
+    """Takes requests to one site: allow-list, reply cache, declared kinds, all-or-nothing effect.
+
+    A method's function that fails leaves model, optimisers and state as they were before it.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        method: Method,
+        *,
+        shelf: Shelf | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        self.site = site
+        self.method = method
+        self.operations = method.operations()
+        self.shelf = shelf
+        self.middleware = middleware
+        self._kept: Tree = {"state": {}, "learner": {}}
+        self._live = False
+        self._changed = False
+        self._cache: tuple[str, Tree] | None = None
+
+    def handle(self, request: Request) -> Tree:
+        """Answers a request; raises SiteError naming site, round and operation."""
+        if request.op.startswith("@"):
+            return self._built_in(request)
+        if self._cache is not None and self._cache[0] == request.tag:
+            return self._cache[1]
+        operation = self.operations.get(request.op)
+        if operation is None:
+            raise SiteError(
+                f"site {self.site.name} refuses {request.op!r}: it is not an @at_site function of "
+                f"{type(self.method).__name__} (those are {sorted(self.operations)})"
+            )
+        payload = unpack_all(self.middleware, {**request.shared, **request.own})
+        value = self._run(request, operation, payload)
+        reply = pack_all(self.middleware, value, operation.sends)
+        self._cache = (request.tag, reply)
+        return reply
+
+    def _run(self, request: Request, operation: Operation, payload: Tree) -> Tree:
+        site = self.site
+        site.key = (request.op, request.tag)
+        site.state = dict(self._kept["state"])
+        if not (self._live and operation.keeps == "model"):
+            site.load_tree(self._kept["learner"] if operation.keeps == "model" else {})
+        self._live = False
+        try:
+            with seeded(site.seed, site.name, request.op, request.tag):
+                value = getattr(self.method, request.op)(site, **payload)
+            _check_reply(value, operation, request, site.name)
+        except Exception as error:
+            raise SiteError(_explain(error, request, payload)) from error
+        self._keep(operation)
+        return dict(value)
+
+    def _keep(self, operation: Operation) -> None:
+        kept = self._kept
+        learner = self.site.tree() if operation.keeps == "model" else kept["learner"]
+        self._changed = self._changed or operation.keeps == "model" or bool(self.site.state)
+        self._kept = {"state": dict(self.site.state), "learner": learner}
+        # Only now do the live objects equal what is kept, so only now may the next call go on
+        # with them.
+        self._live = operation.keeps == "model"
+
+    def _built_in(self, request: Request) -> Tree:
+        version = int(request.own["version"])
+        if request.op == "@save":
+            if self.shelf is not None and self._changed:
+                self.shelf.save(version, self._kept)
+            self._changed = False
+        elif request.op == "@restore":
+            found = None if self.shelf is None else self.shelf.load(version)
+            if self.shelf is not None:
+                self.shelf.forget_after(version)
+            self._kept = found or {"state": {}, "learner": {}}
+            self._live = self._changed = False
+            self._cache = None
+        else:
+            raise SiteError(f"site {self.site.name} knows no built-in operation {request.op!r}")
+        return {}
+
+
+def _check_reply(value: Any, operation: Operation, request: Request, site: str) -> None:
+    """Only declared kinds leave: tensors and texts under declared keys, else single numbers."""
+    if not isinstance(value, dict):
+        raise SiteError(f"{request.op} must return a dict, not {type(value).__name__}")
+    loose = 0
+    for path, leaf in leaves(value):
+        if path[0] in operation.sends:
+            continue
+        loose += 1
+        if isinstance(leaf, Tensor | str) or loose > MAX_LOOSE_NUMBERS:
+            raise SiteError(
+                f"{request.op} at {site} returns {'.'.join(path)}, which its @at_site(sends=...) "
+                "does not declare; declare the key with its kind"
+            )
+
+
+def _explain(error: Exception, request: Request, payload: Mapping[str, Any]) -> str:
+    """One sentence: who, when, what went wrong and, for a bug, where and with which shapes."""
+    head = f"site {request.site}, round {request.round}, operation {request.op}: "
+    if isinstance(error, MotetError):
+        return head + str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    shapes = ", ".join(
+        f"{'.'.join(path)} {tuple(leaf.shape)}"
+        for path, leaf in list(leaves(dict(payload)))[:8]
+        if isinstance(leaf, Tensor)
+    )
+    return (
+        f"{head}{type(error).__name__}: {error} "
+        f"(line {frame.lineno} of {frame.filename.rsplit('/', 1)[-1]}; payload: {shapes or 'none'})"
+    )

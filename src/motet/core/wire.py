@@ -1,0 +1,151 @@
+"""Frames: a payload as bytes. The tensors are a safetensors file, the rest is JSON inside it.
+
+No pickle: whoever decodes a frame runs no code of whoever wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from motet.core.errors import WireError
+from motet.core.tree import MAX_DEPTH, Tree, leaves
+
+_DTYPES = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.uint16,
+        torch.int16,
+        torch.uint32,
+        torch.int32,
+        torch.uint64,
+        torch.int64,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    }
+)
+_Signature: TypeAlias = tuple[tuple[torch.dtype, torch.Size], ...]
+_SKELETON = "skeleton"
+
+MAX_BYTES = 4 * 2**30
+MAX_LEAVES = 1_000_000
+
+
+def encode(tree: Tree) -> bytes:
+    """A payload as one frame; equal payloads give equal bytes. Raises WireError."""
+    tensors, skeleton = _split(tree)
+    _signature(tensors)
+    # safetensors refuses tensors that share memory, and a payload may well name one twice.
+    return _pack([_own(tensor) for tensor in tensors], skeleton)
+
+
+def frame_size(tree: Tree) -> int:
+    """Exactly ``len(encode(tree))``, without copying tensors.
+
+    A frame's length depends on the skeleton's length, on dtypes and on shapes alone, so it is
+    read off a real frame once for each such signature.
+    """
+    tensors, skeleton = _split(tree)
+    signature = _signature(tensors)
+    return _overhead(signature, len(skeleton)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
+    """The payload of a frame; raises WireError for anything that is not one of ours."""
+    if len(frame) > max_bytes:
+        raise WireError(f"a frame of {len(frame):,} bytes is over the limit of {max_bytes:,}")
+    try:
+        tensors = load(frame)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WireError(f"these {len(frame):,} bytes are not a frame: {error}") from None
+    if _SKELETON not in tensors or len(tensors) > MAX_LEAVES:
+        raise WireError("the frame has no skeleton, or too many parts")
+    skeleton = _read_skeleton(tensors.pop(_SKELETON))
+    tree = _join(skeleton, tensors)
+    if tensors:
+        raise WireError(f"the frame has tensors that its skeleton does not name: {list(tensors)}")
+    if not isinstance(tree, dict):
+        raise WireError("the frame's top is not a dict")
+    return tree
+
+
+def _split(tree: Tree) -> tuple[list[Tensor], bytes]:
+    """The tensors in order, and the rest as JSON with a numbered mark in place of each."""
+    for _ in leaves(tree):
+        pass
+    tensors: list[Tensor] = []
+
+    def mark(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            tensors.append(value)
+            return {"": len(tensors) - 1}
+        if isinstance(value, dict):
+            return {key: mark(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [mark(item) for item in value]
+        return value
+
+    text = json.dumps(mark(tree), separators=(",", ":"), ensure_ascii=False)
+    try:
+        return tensors, text.encode()
+    except UnicodeEncodeError:
+        raise WireError("payload has a string that is not valid Unicode") from None
+
+
+def _signature(tensors: list[Tensor]) -> _Signature:
+    for tensor in tensors:
+        if tensor.dtype not in _DTYPES:
+            raise WireError(f"a tensor of {tensor.dtype} cannot travel; convert it first")
+    return tuple((tensor.dtype, tensor.shape) for tensor in tensors)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _pack(tensors: list[Tensor], skeleton: bytes) -> bytes:
+    parts = {str(i): tensor for i, tensor in enumerate(tensors)}
+    parts[_SKELETON] = torch.frombuffer(bytearray(skeleton), dtype=torch.uint8)
+    return save(parts)
+
+
+@lru_cache(maxsize=4096)
+def _overhead(signature: _Signature, skeleton: int) -> int:
+    """Bytes of a frame that are not tensor data (the skeleton counts as overhead)."""
+    tensors = [torch.empty(shape, dtype=dtype) for dtype, shape in signature]
+    return len(_pack(tensors, b" " * skeleton)) - sum(tensor.nbytes for tensor in tensors)
+
+
+def _read_skeleton(part: Tensor) -> Any:
+    try:
+        return json.loads(part.numpy().tobytes())
+    except (ValueError, RecursionError, TypeError) as error:
+        raise WireError(f"the frame's skeleton is not JSON: {error}") from None
+
+
+def _join(node: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
+    """The skeleton with each mark replaced by its tensor, which is taken out of ``tensors``."""
+    if depth > MAX_DEPTH + 1:
+        raise WireError(f"the frame is nested deeper than {MAX_DEPTH}")
+    if isinstance(node, dict):
+        if set(node) == {""}:
+            tensor = tensors.pop(str(node[""]), None)
+            if tensor is None:
+                raise WireError(f"the frame names a tensor {node['']!r} that it does not hold")
+            return tensor
+        return {key: _join(value, tensors, depth + 1) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_join(value, tensors, depth + 1) for value in node]
+    return node

@@ -1,0 +1,196 @@
+"""Runs a recipe: in memory, or in a folder from which it can be resumed and reported."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import platform
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from motet.core import ConfigError, Dataset, Events, Federation, MotetError, StoreError, Tree
+from motet.core import wire
+from motet.core.events import Event, read_events
+from motet.core.store import HubStore, write_atomic
+from motet.core.tree import weights_of
+from motet.engines.serial import Serial
+from motet.evaluate.suite import evaluate
+from motet.experiment.build import Parties, build_parties
+from motet.experiment.spec import Experiment, parse_experiment, read_recipe
+from motet.models.base import MultimodalModel
+from motet.protect.compress import Codec
+
+RECIPE = "recipe.yaml"
+EVENTS = "events.jsonl"
+METRICS = "metrics.csv"
+ENVIRONMENT = "environment.json"
+MODEL = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its events, the hub's final model, the folder where there is one."""
+
+    experiment: Experiment
+    events: list[Event]
+    model: MultimodalModel | None
+    test: Dataset
+    folder: Path | None = None
+
+    def last(self, metric: str, party: str = "hub") -> float:
+        """The last reported value of a metric; raises ConfigError when there is none."""
+        for event in reversed(self.events):
+            if event["event"] == "metric" and event["party"] == party:
+                if metric in event["metrics"]:
+                    return float(event["metrics"][metric][0])
+        raise ConfigError(f"the run reports no {metric!r} for {party}")
+
+    @property
+    def hash(self) -> str:
+        """Hash of the hub's final weights: equal for equal recipes and seeds."""
+        return "" if self.model is None else weights_hash(weights_of(self.model))
+
+
+def weights_hash(weights: Tree) -> str:
+    """A hash of weights, independent of their order: 16 hex digits."""
+    ordered = {name: weights[name] for name in sorted(weights)}
+    return hashlib.blake2b(wire.encode(ordered), digest_size=8).hexdigest()
+
+
+def run(
+    experiment: Experiment | dict[str, Any],
+    *,
+    folder: Path | str | None = None,
+    listeners: Sequence[Callable[[Event], None]] = (),
+    parties: Parties | None = None,
+) -> Result:
+    """Runs an experiment to its end.
+
+    folder: where recipe, events, checkpoints, metrics and weights go; None keeps all in memory.
+    A folder that holds the same recipe unfinished is resumed, one with another recipe refused.
+    listeners: called with every event. Raises MotetError.
+    """
+    if not isinstance(experiment, Experiment):
+        experiment = parse_experiment(experiment)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(experiment.engine.threads)
+    try:
+        return _run(experiment, None if folder is None else Path(folder), listeners, parties)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def resume(folder: Path | str, *, listeners: Sequence[Callable[[Event], None]] = ()) -> Result:
+    """Takes up the run in this folder where it stopped; raises ConfigError when there is none."""
+    path = Path(folder) / RECIPE
+    return run(parse_experiment(read_recipe(path), str(path)), folder=folder, listeners=listeners)
+
+
+def _run(
+    experiment: Experiment,
+    folder: Path | None,
+    listeners: Sequence[Callable[[Event], None]],
+    parties: Parties | None,
+) -> Result:
+    parties = parties or build_parties(experiment)
+    experiment.method.check(parties.facts)
+    if folder is not None:
+        _open_folder(folder, experiment)
+    events = Events(None if folder is None else folder / EVENTS)
+    for listener in listeners:
+        events.listen(listener)
+    fed = _federation(experiment, parties, folder, events)
+    try:
+        fed.start()
+    except MotetError as error:
+        # The reason belongs into the run's own record, but a full disk may refuse even that.
+        with suppress(StoreError):
+            events.add("stopped", round=fed.round, error=str(error))
+        raise
+    finally:
+        events.close()
+        fed.engine.close()
+    model = fed.model if parties.build_server is not None else None
+    history = events.memory if folder is None else read_events(folder / EVENTS)
+    assert model is None or isinstance(model, MultimodalModel)
+    if folder is not None:
+        _finish_folder(folder, history, model)
+    return Result(experiment, history, model, parties.test, folder)
+
+
+def _federation(
+    experiment: Experiment, parties: Parties, folder: Path | None, events: Events
+) -> Federation:
+    middleware = (Codec(experiment.wire),) if experiment.wire else ()
+    engine = Serial(
+        parties.sites,
+        experiment.method,
+        seed=experiment.seed,
+        public=parties.public,
+        evaluate=evaluate,
+        strict=experiment.engine.strict,
+        folder=None if folder is None else folder / "sites",
+        middleware=middleware,
+    )
+    return Federation(
+        engine,
+        experiment.method,
+        seed=experiment.seed,
+        build=parties.build_server,
+        public=parties.public,
+        data=parties.pooled,
+        test=parties.test,
+        evaluate=evaluate,
+        store=None if folder is None else HubStore(folder),
+        events=events,
+        middleware=middleware,
+    )
+
+
+def _open_folder(folder: Path, experiment: Experiment) -> None:
+    recipe = folder / RECIPE
+    plain = experiment.plain()
+    if recipe.exists():
+        if read_recipe(recipe) != plain:
+            raise ConfigError(
+                f"{folder} holds a run of another recipe; choose another folder, or remove it"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not empty and not a run; choose another folder")
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    write_atomic(folder / ENVIRONMENT, json.dumps(environment(), indent=1).encode())
+    write_atomic(recipe, text.encode())
+
+
+def environment() -> dict[str, str]:
+    """Versions that bits may depend on."""
+    packages = {name: version(name) for name in ("motet", "torch", "numpy", "pydantic")}
+    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
+
+
+def _finish_folder(folder: Path, events: list[Event], model: MultimodalModel | None) -> None:
+    write_atomic(folder / METRICS, metrics_csv(events).encode())
+    if model is not None:
+        write_atomic(folder / MODEL, wire.encode(weights_of(model)))
+
+
+def metrics_csv(events: Sequence[Event]) -> str:
+    """The metrics of a run as a table: round, party, point, metric, value, n."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["round", "party", "point", "metric", "value", "n"])
+    for event in events:
+        if event["event"] == "metric":
+            for metric, (value, n) in event["metrics"].items():
+                table.writerow([event["round"], event["party"], event["point"], metric, value, n])
+    return text.getvalue()

@@ -1,0 +1,213 @@
+"""The recipe of an experiment: one schema for YAML files, the command line and Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from motet.core import ConfigError, Kind, Method
+from motet.data.missing import Missing
+from motet.data.partition import Iid, Partition
+from motet.methods.registry import method_class
+from motet.models.registry import ModelSpec
+
+
+class Spec(BaseModel):
+    """Base of all parts of a recipe: frozen, and a field that is not known is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSpec(Spec):
+    """Where rows come from, and how they are shared out between test, public set and sites."""
+
+    name: str = Field("emoji", description="a data set of `motet list data`")
+    options: dict[str, Any] = Field(default_factory=dict, description="options of its reader")
+    unit: str | None = Field(None, description="rows that share this column stay together")
+    test: int = Field(400, ge=1, description="units for testing")
+    public: int = Field(300, ge=0, description="units of the public set")
+    public_rows: Literal["one", "all"] = Field(
+        "one", description="rows per unit in public and test set: one at random, or all"
+    )
+    scrambled: bool = Field(
+        False, description="control: permute pairs and labels of private rows within each site"
+    )
+
+
+class Population(Spec):
+    """Sites of one kind, among which the private rows are shared out once."""
+
+    name: str = Field(description="prefix of the sites' names", pattern=r"^[a-z][a-z0-9-]*$")
+    count: int = Field(ge=1, description="number of sites")
+    modalities: tuple[str, ...] = Field(min_length=1, description="what its sites hold")
+    rows: Literal["one", "all"] = Field("all", description="rows per unit at a site")
+    partition: Partition = Field(Iid(), description="how the rows are shared out")
+    where: dict[str, str | tuple[str, ...]] = Field(
+        default_factory=dict, description="column -> value(s): only these rows, e.g. style: noto"
+    )
+    missing: Missing | None = Field(None, description="modalities that single rows lack")
+    models: tuple[ModelSpec, ...] = Field(
+        min_length=1, description="models of the sites, in turn; all with the same width"
+    )
+    classify: bool | None = Field(
+        None, description="give models a class head; by default only where a modality is alone"
+    )
+
+
+class EngineSpec(Spec):
+    """What carries the messages."""
+
+    name: Literal["serial"] = "serial"
+    strict: bool = Field(False, description="pass every message through the wire format")
+    threads: int = Field(1, ge=1, description="torch threads; bits may depend on their number")
+
+
+class Experiment(Spec):
+    """Everything that decides a run. Same recipe and seed: same bits."""
+
+    title: str = ""
+    seed: int = Field(0, ge=0, lt=2**31, description="seeds everything")
+    method: Method = Field(description="the method's name and its hyper-parameters")
+    data: DataSpec = DataSpec()
+    populations: tuple[Population, ...] = Field(min_length=1)
+    server: ModelSpec | None = Field(None, description="the hub's model; None for none")
+    wire: dict[Kind, Literal["fp16", "int8"]] = Field(
+        default_factory=dict, description="kind -> codec of its tensors on the wire"
+    )
+    engine: EngineSpec = EngineSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _find_method(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not isinstance(values.get("method"), Method):
+            given = values.get("method")
+            fields = {"name": given} if isinstance(given, str) else given
+            if not isinstance(fields, Mapping) or not isinstance(fields.get("name"), str):
+                raise ValueError("method: write its name, or a mapping with name and options")
+            options = {key: value for key, value in fields.items() if key != "name"}
+            try:
+                found = method_class(fields["name"])
+            except ConfigError as error:
+                raise ValueError(f"method: {error}") from None
+            method = _validated(found, options, "method")
+            return {**values, "method": method}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Experiment:
+        names = [population.name for population in self.populations]
+        if len(set(names)) < len(names):
+            raise ValueError(f"populations: each needs a name of its own, not {names}")
+        widths = {model.width for population in self.populations for model in population.models}
+        if self.server is not None:
+            widths.add(self.server.width)
+        if len(widths) > 1:
+            raise ValueError(f"all models must share one width, not {sorted(widths)}")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain values that ``load_experiment`` reads back."""
+        values = self.model_dump(mode="json", exclude={"method"})
+        name = method_name(self.method)
+        return {**values, "method": {"name": name, **self.method.model_dump(mode="json")}}
+
+
+def method_name(method: Method) -> str:
+    """The registered name of a method."""
+    from motet.methods.registry import method_names
+
+    for name in method_names():
+        if method_class(name) is type(method):
+            return name
+    raise ConfigError(f"{type(method).__name__} is not registered under any name")
+
+
+def _validated(cls: type[BaseModel], values: Any, where: str) -> Any:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(explain(error, where, cls)) from None
+
+
+def explain(error: ValidationError, where: str, cls: type[BaseModel] | None = None) -> str:
+    """A validation error as one sentence: field, value, what is allowed."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in (where, *first["loc"]) if str(part))
+    if first["type"] == "value_error":
+        reason = str(first["ctx"]["error"])
+        return f"{path}: {reason}" if path and not reason.startswith(path) else reason
+    if first["type"] == "extra_forbidden":
+        known = (
+            f"; it knows {', '.join(cls.model_fields)}" if cls and len(first["loc"]) == 1 else ""
+        )
+        return f"{path}: there is no such field{known}"
+    if first["type"] == "missing":
+        return f"{path}: is missing; {first['msg'].lower()}"
+    return f"{path} = {first['input']!r}: {first['msg'].lower()}"
+
+
+def parse_experiment(values: Any, where: str = "") -> Experiment:
+    """A checked experiment from plain values; raises ConfigError naming the field."""
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, where, Experiment)) from None
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The plain values of a YAML recipe; raises ConfigError naming file and line."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no recipe {path}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold fields such as method and populations")
+    return values
+
+
+def with_settings(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """The values with "a.b.0.c=value" settings applied; values are read as YAML."""
+    result: dict[str, Any] = _copy(values)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ConfigError(f"--set {setting!r}: write field=value, such as method.rounds=4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting!r}: {text!r} is not a YAML value") from None
+        _assign(result, path.strip().split("."), value, setting)
+    return result
+
+
+def _assign(node: Any, path: Sequence[str], value: Any, setting: str) -> None:
+    head, rest = path[0], path[1:]
+    key: Any = head
+    if isinstance(node, list):
+        if not head.isdigit() or int(head) >= len(node):
+            raise ConfigError(f"--set {setting!r}: {head} is not one of the {len(node)} entries")
+        key = int(head)
+    elif not isinstance(node, dict):
+        raise ConfigError(f"--set {setting!r}: {head} is inside something that is not a mapping")
+    if not rest:
+        node[key] = value
+        return
+    if isinstance(node, dict) and not isinstance(node.get(key), dict | list):
+        # A bare name stands for a mapping with that name: method=creamfl, method.rounds=4.
+        old = node.get(key)
+        node[key] = {"name": old} if isinstance(old, str) else {}
+    _assign(node[key], rest, value, setting)
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(item) for item in value]
+    return value

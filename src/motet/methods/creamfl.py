@@ -1,0 +1,129 @@
+"""CreamFL: a large multimodal server learns from small, different clients' representations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from motet.core import Batch, Dataset, Federation, Kind, Method, Replies, Site, Tree, at_site
+from motet.core.learner import Loss
+from motet.methods.parts import OTHER, Distil, Private, ServerTask, encode_all
+from motet.nn.functional import gca, inter_contrast, intra_contrast, weighted_rows
+
+REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
+
+
+class CreamFL(Method):
+    """Contrastive representation ensemble and aggregation.
+
+    Paper: Yu, Liu, Wang, Xu, Liu, "Multimodal Federated Learning via Contrastive Representation
+    Ensemble", ICLR 2023, arXiv 2302.08888.
+
+    Travels: unit representations of the public set, both modalities down, a site's own
+    modalities up. Never weights, gradients, labels or private rows.
+
+    Use: sites differ in modality and model, a public set of pairs is at hand, and the server's
+    model is what counts.
+
+    Avoid: the sites' own models are what counts (the contrast can cost them accuracy), or the
+    public set is large enough to train on alone.
+
+    Deviations: distillation is the squared L2 distance, summed over d, applied once, with an
+    optimiser of its own (in the official code it is nearly inert). Whatever is exchanged is
+    computed in eval mode on deterministic inputs. Adam stands in place of AdamP and SGD.
+    """
+
+    needs_public: ClassVar[bool] = True
+
+    rounds: int = Field(30, ge=1, description="communication rounds")
+    cohort: int = Field(10, ge=1, description="sites asked per round")
+    server: ServerTask = ServerTask()
+    distil: Distil = Distil()
+    private: Private = Private()
+    private_passes: bool = Field(True, description="train on private rows; off is a control")
+    inter: bool = Field(True, description="inter-modal contrast at the sites")
+    intra: bool = Field(True, description="intra-modal contrast at the sites")
+    gamma: float = Field(0.5, ge=0, description="weight of the contrasts")
+    tau: float = Field(0.5, gt=0, description="temperature of the contrasts")
+    batch: int = Field(128, ge=2, description="public rows per step at a site")
+    aggregation: Literal["gca", "mean", "size"] = Field(
+        "gca", description="weights of clients: contrastive, equal, or by private rows"
+    )
+    gca_temperature: float = Field(1.0, gt=0, description="temperature of the GCA scores")
+    public_rows: int | None = Field(None, ge=2, description="public rows per round; None for all")
+
+    def run(self, fed: Federation) -> None:
+        for number in fed.rounds(self.rounds):
+            self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
+            public, rows = self.draw_public(fed)
+            ours = encode_all(fed, public)
+            replies = fed.sample(self.cohort).ask(self.contrast, rows=rows, **ours)
+            targets = self.aggregate(replies, ours)
+            self.distil.train(fed, public, targets, self.server.loss)
+            fed.report(sites=fed.all)
+
+    def draw_public(self, fed: Federation) -> tuple[Dataset, Tensor | None]:
+        """The public rows of this round, and their positions (None when they are all)."""
+        if self.public_rows is None or self.public_rows >= len(fed.public):
+            return fed.public, None
+        order = torch.randperm(len(fed.public), generator=fed.rng("public"))
+        rows = order[: self.public_rows].sort().values
+        return fed.public.take(rows), rows
+
+    @at_site(sends=REPRESENTATIONS, takes={"rows": Kind.CONTROL}, keeps="model")
+    def contrast(self, site: Site, image: Tensor, text: Tensor, rows: Tensor | None = None) -> Tree:
+        public = site.public.only(site.modalities)
+        if rows is not None:
+            public = public.take(rows)
+        ours = {"image": image, "text": text}
+        before = encode_all(site, public)
+        loss = self.contrast_loss(public, ours, before)
+        for epoch in range(self.private.epochs):
+            if self.private_passes:
+                self.private.train(site, epoch)
+            if self.inter or self.intra:
+                batches = site.batches(public, self.batch, key=f"public {epoch}")
+                site.fit(loss, batches, self.private.optimizer(site))
+        return {**encode_all(site, public), "samples": len(site.data)}
+
+    def contrast_loss(
+        self, public: Dataset, ours: Mapping[str, Tensor], before: Mapping[str, Tensor]
+    ) -> Loss:
+        """The regulariser: ``ours`` are the global rows, ``before`` the site's own former ones."""
+
+        def loss(model: nn.Module, batch: Batch) -> Tensor:
+            at = public.positions(batch.rows)
+            z: Mapping[str, Tensor] = model(batch).features
+            total = torch.zeros(())
+            if self.inter:
+                for name in z:
+                    total = total + inter_contrast(z[name], ours[OTHER[name]], at, self.tau)
+            if self.intra:
+                towards = torch.cat([ours[name][at] for name in z])
+                away = torch.cat([before[name][at] for name in z])
+                total = total + intra_contrast(torch.cat(list(z.values())), towards, away, self.tau)
+            return self.gamma * total
+
+        return loss
+
+    def aggregate(self, replies: Replies, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Modality -> target [P, d], for the modalities that some client sent."""
+        targets: dict[str, Tensor] = {}
+        for name in ours:
+            sent = replies.having(name)
+            if sent:
+                sizes = [float(replies[site]["samples"]) for site in sent]
+                targets[name] = self.ensemble(list(sent.values()), ours[OTHER[name]], sizes)
+        return targets
+
+    def ensemble(self, sent: list[Tensor], other: Tensor, sizes: list[float]) -> Tensor:
+        """Clients' rows, each [P, d], as one [P, d]."""
+        if self.aggregation == "gca":
+            return gca(sent, other, temperature=self.gca_temperature)[0]
+        shares = torch.tensor(sizes if self.aggregation == "size" else [1.0] * len(sent))
+        weights = (shares / shares.sum()).unsqueeze(1).expand(-1, len(other))
+        return weighted_rows(sent, weights)

@@ -1,0 +1,129 @@
+"""A model of any set of modalities: one encoder each, a common unit sphere, a head if asked."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from motet.core.batch import Batch, Column, Dataset, Output
+
+
+class Encoder(nn.Module):
+    """One modality's encoder: raw column -> prepared tensor (once) -> embedding [n, width].
+
+    ``prepare`` holds what is deterministic and never trained (resizing, tokenising, a frozen
+    trunk): it runs once per data set and its result is kept, shared by all sites whose encoder
+    has the same ``key``.
+
+    ``calibrate`` is for what must be fitted before training and may see no private row (a
+    vocabulary, the mean of a feature): the framework calls it once, with the public set's column.
+    """
+
+    modality: str = ""
+    width: int
+
+    @property
+    def key(self) -> str:
+        """Names the preparation: encoders with equal keys prepare alike."""
+        return type(self).__name__
+
+    def calibrate(self, column: Column) -> None:
+        """Fits what is never trained to raw PUBLIC values of n rows; by default there is nothing.
+
+        Deterministic and silent to the random state, so that sites which calibrate on the same
+        public column agree without exchanging anything.
+        """
+
+    def prepare(self, column: Column) -> Tensor:
+        """Raw values of n rows -> tensor [n, ...] that ``forward`` takes."""
+        if not isinstance(column, Tensor):
+            raise TypeError(f"{type(self).__name__} cannot prepare strings")
+        return column
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, ...] -> embedding [n, width], not normalised."""
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+
+class MultimodalModel(nn.Module):
+    """Encoders for any set of modalities, projected to one unit sphere; an optional class head.
+
+    encoders: modality -> Encoder, all of the same ``width`` d.
+    classes: number of classes; 0 for no head. The head reads GELU of the embeddings before
+        they are normalised, averaged over the modalities that a row has.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], classes: int = 0) -> None:
+        super().__init__()
+        widths = {name: encoder.width for name, encoder in encoders.items()}
+        if len(set(widths.values())) != 1:
+            raise ValueError(f"encoders must share one embedding width, not {widths}")
+        self.encoders = nn.ModuleDict({name: encoders[name] for name in sorted(encoders)})
+        self.width = next(iter(widths.values()))
+        self.head = nn.Linear(self.width, classes) if classes else None
+        # Learnable scale and shift of the pairwise soft contrast (CreamFL's task loss): they
+        # persist with the model, and a method that does not use them leaves them as they are.
+        both = {"image", "text"} <= set(encoders)
+        start = {"scale": torch.tensor(15.0), "shift": torch.tensor(15.0)} if both else {}
+        self.pair = nn.ParameterDict({name: nn.Parameter(value) for name, value in start.items()})
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities that the model can read, sorted."""
+        return tuple(self.encoders)
+
+    def calibrate(self, data: Dataset) -> None:
+        """Lets every encoder with a column in this PUBLIC data set fit itself to it."""
+        for name in self.modalities:
+            if name in data.columns and data.present[name].any():
+                rows = data.only([name]).take(data.present[name].nonzero().flatten())
+                self.encoders[name].calibrate(rows.columns[name])
+
+    def prepare(self, data: Dataset) -> Dataset:
+        """The data set with every modality of this model made ready for ``forward``."""
+        names = [name for name in self.modalities if name in data.columns]
+        columns: dict[str, Column] = {}
+        for name in names:
+            encoder = self.encoders[name]
+            assert isinstance(encoder, Encoder)
+            columns[name] = _prepared(data.columns[name], encoder)
+        return replace(data.only(names), columns=columns)
+
+    def forward(self, batch: Batch) -> Output:
+        """Encodes the modalities that batch and model share; any subset will do."""
+        names = [name for name in self.modalities if name in batch.inputs]
+        raw = {name: self.encoders[name](batch.inputs[name]) for name in names}
+        features = {name: F.normalize(value, dim=-1) for name, value in raw.items()}
+        logits = None
+        if self.head is not None and raw:
+            logits = self.head(_mean_of_present(raw, batch))
+        return Output(logits=logits, features=features)
+
+
+# Columns never change, so what an encoder makes of one is kept as long as a data set holds the
+# column. Tuples cannot be referred to weakly: their entry is dropped with the oldest ones.
+_PREPARED: OrderedDict[tuple[int, str], tuple[Column, Tensor]] = OrderedDict()
+_MOST = 256
+
+
+def _prepared(column: Column, encoder: Encoder) -> Tensor:
+    key = (id(column), encoder.key)
+    if key not in _PREPARED:
+        _PREPARED[key] = (column, encoder.prepare(column))
+        while len(_PREPARED) > _MOST:
+            _PREPARED.popitem(last=False)
+    _PREPARED.move_to_end(key)
+    return _PREPARED[key][1]
+
+
+def _mean_of_present(raw: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    """Mean of GELU(embedding) over the modalities that each row has: [n, d]."""
+    masks = torch.stack([batch.present[name].to(next(iter(raw.values())).dtype) for name in raw])
+    values = torch.stack([F.gelu(value) for value in raw.values()])
+    total = (masks.unsqueeze(-1) * values).sum(dim=0)
+    return total / masks.sum(dim=0).clamp(min=1).unsqueeze(-1)

@@ -6,7 +6,7 @@ SHELL := bash
 PYTHON ?= python3.11
 JOBS ?= 2
 TORCH ?= 2.13.0
-FOR_TESTS := [dev,pretrained,text]
+FOR_TESTS := [dev,hf,pretrained,text]
 FOR_DOCS := [docs]
 EVERYTHING := [dev,docs,text,pretrained,hf,flower,nvflare,console]
 VENV := .venv
@@ -50,7 +50,7 @@ report: $(BASE) ## the report of the newest run; RUN=folder for another
 
 docs: $(DOCS) ## build the documentation into site/
 	@$(BIN)/motet docs
-	@$(BIN)/mkdocs build --quiet --strict
+	@DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
 
 install: $(DEV) ## everything that the other targets need, without running them
 

@@ -10,7 +10,8 @@ from motet.core.errors import (
     WireError,
 )
 from motet.core.events import Events, read_events
-from motet.core.federation import Federation, Group
+from motet.core.federation import Federation
+from motet.core.group import Group
 from motet.core.kinds import Kind
 from motet.core.messages import Engine, Reply, Request, Traits
 from motet.core.method import Facts, Method, at_site

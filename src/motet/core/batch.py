@@ -63,8 +63,11 @@ class Dataset:
         return tuple(sorted(self.columns))
 
     def take(self, index: Tensor | Sequence[int]) -> Dataset:
-        """The rows at these positions (int64 [m]), in this order."""
-        at = torch.as_tensor(index, dtype=torch.int64)
+        """The rows at these positions (int64 [m]), in this order; raises TypeError for a mask."""
+        given = torch.as_tensor(index)
+        if given.dtype == torch.bool:
+            raise TypeError("take wants positions; write mask.nonzero().flatten() for a mask")
+        at = given.to(torch.int64)
         return replace(
             self,
             columns={name: _pick(column, at) for name, column in self.columns.items()},

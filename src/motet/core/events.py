@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -36,11 +39,7 @@ class Events:
         if self._file is None:
             self.memory.append(event)
         else:
-            try:
-                self._file.write(json.dumps(event) + "\n")
-                self._file.flush()
-            except OSError as error:
-                raise StoreError(f"cannot write {self.path}: {error.strerror}") from error
+            _append(self._file, json.dumps(event) + "\n")
         for listener in self._listeners:
             listener(event)
 
@@ -50,9 +49,23 @@ class Events:
             self._file.close()
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> FileIO:
     _drop_torn_line(path)
-    return path.open("a", encoding="utf-8")
+    # Without a buffer: what a full disk refused must not be tried again when the file is closed.
+    return path.open("ab", buffering=0)
+
+
+def _append(file: FileIO, line: str) -> None:
+    """Writes the whole line or nothing."""
+    data = line.encode()
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(data) < len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        with suppress(OSError):
+            file.truncate(size)
+        raise StoreError(f"cannot write {file.name}: {error.strerror or error}") from error
 
 
 def _drop_torn_line(path: Path) -> None:
@@ -71,7 +84,8 @@ def read_events(path: Path) -> list[Event]:
     """All events of a run in order, without those that a later resume ran anew.
 
     A "resumed" event names the checkpoint from which the run went on: what was written after
-    that checkpoint did not take effect, and is left out.
+    that checkpoint did not take effect, and is left out. A "started" event tells of a run that
+    was killed before its first checkpoint and began anew.
     """
     events: list[Event] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -79,7 +93,9 @@ def read_events(path: Path) -> list[Event]:
             event = json.loads(line)
         except ValueError:
             continue
-        if event["event"] == "resumed":
+        if event["event"] == "started":
+            events = []
+        elif event["event"] == "resumed":
             events = _until_checkpoint(events, event["version"])
         events.append(event)
     return events

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import nn
 
 from motet.core.batch import Dataset
-from motet.core.errors import ConfigError, SiteError
+from motet.core.errors import ConfigError, StoreError
 from motet.core.events import Events
+from motet.core.group import Group
 from motet.core.learner import Learner
-from motet.core.messages import Engine, Reply, Request, Traits, bytes_by_kind
+from motet.core.messages import Engine, Request
 from motet.core.method import Method
-from motet.core.middleware import Middleware, pack_all, unpack_all
-from motet.core.replies import Replies
-from motet.core.rng import seeded
+from motet.core.middleware import Middleware
+from motet.core.rng import reseed, seeded
 from motet.core.site import Evaluate
-from motet.core.store import HubStore
-from motet.core.tree import Tree, load
+from motet.core.store import HubStore, Position
+from motet.core.tree import Tree, load, weights_of
+from motet.core.wire import digest
 
 HUB = "hub"
 
@@ -62,8 +63,9 @@ class Federation(Learner):
         self._operations = method.operations()
         self._loop = -1
         self._asked = 0
-        self._version = 0
+        self._drawn = 0
         self._touched: set[str] = set()
+        self._position: Position | None = None
         self._resume = store.position() if store is not None else None
 
     @property
@@ -104,85 +106,99 @@ class Federation(Learner):
 
     def start(self) -> None:
         """Runs the method from where it stands to its end."""
-        if self._resume is not None:
-            self.events.add("resumed", **self._resume)
+        at = self._resume
+        if at is None:
+            self.events.add("started")
+            sites = {name: asdict(traits) for name, traits in self.engine.sites().items()}
+            self.events.add("sites", sites=sites)
+        else:
+            self.events.add("resumed", version=at.version, loop=at.loop, round=at.round)
         with seeded(self.seed, HUB, "start"):
             self.method.run(self)
-        self.events.add("finished", round=self.round)
+        # Equal recipes and seeds give equal weights: the hash lets anyone check it.
+        weights = digest(weights_of(self.model)) if self._build is not None else ""
+        self.events.add("finished", round=self.round, hash=weights)
 
     def rounds(self, count: int) -> Iterator[int]:
         """Round numbers 0 to ``count`` - 1; saves hub and sites before each, and at the end.
 
-        A resumed run skips to the round that it was in, with all state as it was then.
+        A resumed run skips to the round that it was in, with all state as it was then. Of a loop
+        that lies behind it repeats nothing but what followed the loop's last checkpoint, so that
+        what comes between two loops finds the state in which the first one ended.
         """
         self._loop += 1
-        first = self._enter_loop()
-        for number in range(first, count):
+        loop = self._loop
+        for number in range(self._enter_loop(), count):
             self._begin_round(number)
             self._save(number)
-            self.events.add("round", round=number, loop=self._loop, of=count)
-            # Whatever the hub draws from torch's default generator (dropout) is the round's own.
-            with seeded(self.seed, HUB, self._loop, number):
-                yield number
-        if first <= count:
-            self._begin_round(count)
-            self._save(count)
+            self._note("round", round=number, loop=loop, of=count)
+            yield number
+            if self._loop != loop:
+                raise ConfigError("a rounds loop within another cannot be resumed; write one loop")
+        self._begin_round(count)
+        self._save(count)
 
     def _begin_round(self, number: int) -> None:
         self.round = number
         self.key = (self._loop, number)
         self._asked = 0
+        self._drawn = 0
+        # Whatever the hub draws from torch's default generator (dropout) is the round's own.
+        reseed(self.seed, HUB, self._loop, number)
 
     def _enter_loop(self) -> int:
         """The first round to run in this loop, after taking up a checkpoint if there is one."""
-        if self._resume is None:
+        at = self._resume
+        if at is None:
             return 0
-        position = self._resume
-        if position["loop"] > self._loop:
-            return 2**62
-        self._resume = None
-        self._version = position["version"]
+        if self._loop < at.loop:
+            version, number = at.ends[self._loop]
+        else:
+            version, number = at.version, at.round
+            self._resume = None
+            self._position = at
         if self._store is None:
             raise ConfigError("a run without a folder cannot be resumed")
-        tree = self._store.load(self._version)
+        tree = self._store.load(version)
         self.state.clear()
         self.state.update(tree["state"])
         self.load_tree(tree["learner"])
-        self._exchange([self._built_in(name, "@restore") for name in self.engine.sites()])
+        self._tell("@restore", sorted(self.engine.sites()), version=version, newest=at.version)
         self._touched.clear()
-        return int(position["round"])
+        return number
 
     def _save(self, number: int) -> None:
-        if self._store is None:
+        if self._store is None or self._resume is not None:
             return
-        position = self._store.position()
-        here = {"loop": self._loop, "round": number}
-        if position is not None and {key: position[key] for key in here} == here:
-            self._version = position["version"]
+        last = self._position
+        if last is not None and (last.loop, last.round) == (self._loop, number):
             return
-        self._version += 1
-        self._exchange([self._built_in(name, "@save") for name in sorted(self._touched)])
+        ends = () if last is None else last.ends
+        if last is not None and last.loop < self._loop:
+            ends = (*ends, (last.version, last.round))
+        version = 1 if last is None else last.version + 1
+        position = Position(version, self._loop, number, ends)
+        pinned = [end for end, _ in ends]
+        self._tell("@save", sorted(self._touched), version=version, pinned=pinned)
         self._touched.clear()
-        tree = {"state": self.state, "learner": self.tree()}
-        self._store.save(self._version, here, tree)
-        self.events.add("checkpoint", round=number, version=self._version)
+        self._store.save(position, {"state": self.state, "learner": self.tree()})
+        self._position = position
+        self.events.add("checkpoint", round=number, version=version)
 
-    def _built_in(self, site: str, op: str) -> Request:
-        own = {"version": self._version}
-        return Request(site, op, f"{op}{self._version}", self.round, own=own)
-
-    def _exchange(self, requests: Sequence[Request]) -> dict[str, Reply]:
-        """Sends, and waits until every request has its reply."""
-        self.engine.send(requests)
-        waiting = {request.site for request in requests}
-        replies: dict[str, Reply] = {}
+    def _tell(self, op: str, sites: Sequence[str], **own: Any) -> None:
+        """Has every site do a built-in operation; raises StoreError where one cannot."""
+        tag = f"{op}{own['version']}"
+        self.engine.send([Request(name, op, tag, self.round, own=own) for name in sites])
+        waiting = set(sites)
         while waiting:
             reply = self.engine.recv()
             if reply is None:
-                break
-            replies[reply.site] = reply
+                raise StoreError(f"no answer to {op} from {', '.join(sorted(waiting))}")
+            if reply.tag != tag:
+                continue
+            if reply.error is not None:
+                raise StoreError(f"site {reply.site}: {reply.error}")
             waiting.discard(reply.site)
-        return replies
 
     def log(self, **fields: Any) -> None:
         """Adds numbers or texts of the method's own to the event stream."""
@@ -206,8 +222,6 @@ class Federation(Learner):
         weights: loaded into the hub's model first. point: the name of the test point at the sites.
         payload: goes to ``Method.evaluate`` at the sites.
         """
-        if self._resume is not None:
-            return
         if weights is not None:
             load(self.model, weights)
         if self._evaluate is not None and self.test is not None and self._build is not None:
@@ -219,127 +233,4 @@ class Federation(Learner):
     def _metrics(self, party: str, metrics: Mapping[str, Sequence[float]], point: str) -> None:
         if metrics:
             values = {name: list(pair) for name, pair in metrics.items()}
-            self.events.add("metric", round=self.round, party=party, point=point, metrics=values)
-
-
-class Group:
-    """Some sites, sorted by name."""
-
-    def __init__(self, fed: Federation, names: Sequence[str]) -> None:
-        self._fed = fed
-        self.names = tuple(names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    @property
-    def traits(self) -> dict[str, Traits]:
-        """Site -> what the hub knows of it."""
-        known = self._fed.engine.sites()
-        return {name: known[name] for name in self.names}
-
-    def where(self, *, modality: str) -> Group:
-        """Those of the group that hold this modality."""
-        traits = self.traits
-        return Group(self._fed, [name for name in self if modality in traits[name].modalities])
-
-    def sample(self, count: int) -> Group:
-        """``count`` of the group, uniformly without replacement; all when there are fewer."""
-        if count < 1:
-            raise ConfigError(f"a sample has at least 1 site, not {count}")
-        if count >= len(self):
-            return self
-        fed = self._fed
-        chosen = fed.numpy_rng("sample", fed._asked).choice(len(self), count, replace=False)
-        return Group(fed, sorted(self.names[i] for i in chosen))
-
-    def ask(
-        self,
-        op: Callable[..., Any],
-        *,
-        each: Mapping[str, Tree] | None = None,
-        quorum: int | float | None = None,
-        timeout: float | None = None,
-        **payload: Any,
-    ) -> Replies:
-        """Asks every site of the group to run ``op``, an ``@at_site`` function of the method.
-
-        payload: the same arguments for all. each: site -> further arguments of its own.
-        quorum: how many answers suffice (a number, or a share of the group below 1); None wants
-        all. timeout: seconds after which the rest is given up. Raises SiteError with the first
-        failure when too few answered.
-        """
-        return _ask(self, op.__name__, each or {}, quorum, timeout, payload)
-
-
-def _ask(
-    group: Group,
-    op: str,
-    each: Mapping[str, Tree],
-    quorum: int | float | None,
-    timeout: float | None,
-    payload: Tree,
-) -> Replies:
-    fed = group._fed
-    if op not in fed._operations:
-        raise ConfigError(f"{op} is not an @at_site function of {type(fed.method).__name__}")
-    fed._asked += 1
-    tag = f"{fed._loop}.{fed.round}.{fed._asked}"
-    takes = fed._operations[op].takes
-    shared = pack_all(fed._middleware, payload, takes)
-    own = {name: pack_all(fed._middleware, dict(each.get(name, {})), takes) for name in group}
-    requests = [Request(name, op, tag, fed.round, shared, own[name]) for name in group]
-    fed.engine.send(requests)
-    fed._touched.update(group)
-    values, failed = _gather(fed, op, tag, requests, timeout)
-    needed = len(group) if quorum is None else _needed(quorum, len(group))
-    if len(values) < needed:
-        reason = next(iter(failed.values()), "the group is empty")
-        raise SiteError(
-            f"{len(values)} of {len(group)} sites answered, {needed} were wanted: {reason}"
-        )
-    return Replies(values, failed)
-
-
-def _needed(quorum: int | float, size: int) -> int:
-    return math.ceil(quorum * size) if isinstance(quorum, float) else quorum
-
-
-def _gather(
-    fed: Federation,
-    op: str,
-    tag: str,
-    requests: Sequence[Request],
-    timeout: float | None,
-) -> tuple[dict[str, Tree], dict[str, str]]:
-    """Receives until every request is answered or the time is over; tells the events."""
-    operation = fed._operations[op]
-    down = bytes_by_kind(requests[0].shared, operation.takes) if requests else {}
-    waiting = {request.site: request for request in requests}
-    values: dict[str, Tree] = {}
-    failed: dict[str, str] = {}
-    while waiting:
-        reply = fed.engine.recv(timeout)
-        if reply is None:
-            failed.update(dict.fromkeys(waiting, f"no answer within {timeout} s"))
-            break
-        if reply.tag != tag or reply.site not in waiting:
-            continue
-        request = waiting.pop(reply.site)
-        note: Tree = {"round": fed.round, "site": reply.site, "op": op, "tag": tag}
-        own = bytes_by_kind(request.own, operation.takes)
-        kinds = {kind: down.get(kind, 0) + own.get(kind, 0) for kind in {**down, **own}}
-        note["down"] = {"frame": reply.down, **kinds}
-        if reply.value is None:
-            failed[reply.site] = reply.error or "no reason given"
-            fed._note("failed", **note, error=failed[reply.site])
-            continue
-        note["up"] = {"frame": reply.up, **bytes_by_kind(reply.value, operation.sends)}
-        fed._note("replied", **note)
-        values[reply.site] = unpack_all(fed._middleware, reply.value)
-    for site in waiting:
-        fed._note("failed", round=fed.round, site=site, op=op, tag=tag, error=failed[site])
-    return values, failed
+            self._note("metric", round=self.round, party=party, point=point, metrics=values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -43,11 +44,15 @@ class Learner:
         return self._model
 
     def optimizer(self, name: str, spec: OptimizerSpec, *, clip: float | None = None) -> Optimizer:
-        """This party's optimiser of this name, with the moments it had when last used."""
+        """This party's optimiser of this name, with the moments it had when last used.
+
+        Hyper-parameters, the learning rate among them, are those of ``spec`` from here on.
+        """
         if name not in self._optimizers:
             self._optimizers[name] = Optimizer(self.model, spec, clip)
             if name in self._waiting:
                 self._optimizers[name].load(self._waiting.pop(name))
+        self._optimizers[name].retune(spec, clip)
         return self._optimizers[name]
 
     def rng(self, *key: str | int) -> torch.Generator:
@@ -86,7 +91,7 @@ class Learner:
         """Trains the model on the batches; returns the mean loss per step.
 
         A spec gives a fresh optimiser, an ``Optimizer`` goes on where it was. Raises SiteError
-        for a loss that is not finite.
+        for a loss, or weights, that are not finite.
         """
         model = self.model
         stepper = optimizer if isinstance(optimizer, Optimizer) else Optimizer(model, optimizer)
@@ -98,11 +103,12 @@ class Learner:
             stepper.step(value)
             total += value.detach()
             steps += 1
-        if not bool(torch.isfinite(total)):
+        name = getattr(loss, "__name__", type(loss).__name__)
+        problem = _not_finite(name, float(total), steps, model)
+        if problem:
             raise SiteError(
-                f"{self.name}: the loss {getattr(loss, '__name__', 'of a fit')} became "
-                f"{float(total)} within {steps} steps; lower the learning rate, or look for "
-                "damaged rows in the data"
+                f"{self.name}: {problem}; lower the learning rate, or look for damaged rows in "
+                "the data"
             )
         return float(total) / max(steps, 1)
 
@@ -133,6 +139,18 @@ class Learner:
             load(self.model, tree["model"])
         elif self._model is not None:
             load(self._model, self._initial)
+
+
+def _not_finite(loss: str, total: float, steps: int, model: nn.Module) -> str:
+    """What a fit has spoilt, in words; empty when all is well."""
+    if not math.isfinite(total):
+        return f"the loss {loss!r} became {total} within {steps} steps"
+    # A root at 0 has a finite value and an infinite slope: the last step may spoil the weights.
+    # A sum tells, and costs a hundredth of looking at every number.
+    for name, value in model.named_parameters():
+        if not math.isfinite(float(value.detach().sum(dtype=torch.float32))):
+            return f"the weights {name!r} became infinite or NaN under the loss {loss!r}"
+    return ""
 
 
 @contextmanager

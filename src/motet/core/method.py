@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
 
@@ -46,6 +46,8 @@ def at_site(
     operation = Operation(dict(sends or {}), {**(sends or {}), **(takes or {})}, keeps)
     if Kind.RAW in operation.sends.values():
         raise ConfigError("raw data cannot be sent from a site; send what a model makes of them")
+    if keeps not in get_args(Keeps):
+        raise ConfigError(f"keeps={keeps!r}: write one of {', '.join(get_args(Keeps))}")
 
     def mark(function: F) -> F:
         function.__motet_operation__ = operation  # type: ignore[attr-defined]
@@ -66,6 +68,7 @@ class Facts:
     hub_modalities: tuple[str, ...]
     sites: Mapping[str, tuple[str, ...]]
     hub_rows: int = 0
+    classes: int = 0
     encoders: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 

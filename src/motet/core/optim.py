@@ -61,7 +61,7 @@ class Optimizer:
     def step(self, loss: torch.Tensor) -> None:
         """One step down the gradient of ``loss``."""
         self.inner.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.inner.step()
@@ -71,14 +71,25 @@ class Optimizer:
         for group in self.inner.param_groups:
             group["lr"] = lr
 
+    def retune(self, spec: OptimizerSpec, clip: float | None) -> None:
+        """Goes on with the hyper-parameters of ``spec`` and the moments that there are."""
+        self.spec = spec
+        self.clip = clip
+        fresh = spec.build(self.parameters).param_groups
+        for group, wanted in zip(self.inner.param_groups, fresh, strict=True):
+            group.update({key: value for key, value in wanted.items() if key != "params"})
+
     def tree(self) -> Tree:
-        """The moments by parameter number; hyper-parameters are the method's and stay out."""
-        state: dict[Any, Any] = self.inner.state_dict()["state"]
-        return {str(key): clone(value) for key, value in state.items()}
+        """The moments by parameter number, and the learning rate, which may have been changed."""
+        moments: dict[Any, Any] = self.inner.state_dict()["state"]
+        lr = float(self.inner.param_groups[0]["lr"])
+        return {"moments": {str(key): clone(value) for key, value in moments.items()}, "lr": lr}
 
     def load(self, tree: Tree) -> None:
-        """Takes the moments up again; with an empty tree, starts afresh."""
+        """Takes moments and learning rate up again; with an empty tree, starts afresh."""
         self.inner = self.spec.build(self.parameters)
-        full = self.inner.state_dict()
-        full["state"] = {int(key): clone(value) for key, value in tree.items()}
-        self.inner.load_state_dict(full)
+        if tree:
+            full = self.inner.state_dict()
+            full["state"] = {int(key): clone(value) for key, value in tree["moments"].items()}
+            self.inner.load_state_dict(full)
+            self.set_lr(tree["lr"])

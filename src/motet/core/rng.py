@@ -35,3 +35,8 @@ def seeded(seed: int, *key: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, *key))
         yield
+
+
+def reseed(seed: int, *key: str | int) -> None:
+    """Keys torch's default generator from here on; for use inside ``seeded`` alone."""
+    torch.manual_seed(derive(seed, *key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,11 +75,15 @@ class Site(Learner):
         """Shuffled batches of this site's own rows."""
         return self.batches(self.data, size, epochs=epochs, key=key)
 
-    def evaluate(self) -> Tree:
-        """This site's model on its own test rows: metric -> [value, n]; empty without any."""
+    def evaluate(self, model: nn.Module | None = None) -> Tree:
+        """This site's model on its own test rows: metric -> [value, n]; empty without any.
+
+        model: evaluated in place of the site's own, such as the same one with another head.
+        """
         if self.test is None or self._evaluate is None:
             return {}
-        return {name: list(pair) for name, pair in self._evaluate(self.model, self.test).items()}
+        found = self._evaluate(self.model if model is None else model, self.test)
+        return {name: list(pair) for name, pair in found.items()}
 
 
 class Door:
@@ -117,32 +122,35 @@ class Door:
                 f"site {self.site.name} refuses {request.op!r}: it is not an @at_site function of "
                 f"{type(self.method).__name__} (those are {sorted(self.operations)})"
             )
-        payload = unpack_all(self.middleware, {**request.shared, **request.own})
-        value = self._run(request, operation, payload)
-        reply = pack_all(self.middleware, value, operation.sends)
+        reply = self._run(request, operation)
         self._cache = (request.tag, reply)
         return reply
 
-    def _run(self, request: Request, operation: Operation, payload: Tree) -> Tree:
+    def _run(self, request: Request, operation: Operation) -> Tree:
         site = self.site
         site.key = (request.op, request.tag)
         site.state = dict(self._kept["state"])
         if not (self._live and operation.keeps == "model"):
             site.load_tree(self._kept["learner"] if operation.keeps == "model" else {})
         self._live = False
+        payload = {**request.shared, **request.own}
         try:
+            payload = unpack_all(self.middleware, payload)
             with seeded(site.seed, site.name, request.op, request.tag):
                 value = getattr(self.method, request.op)(site, **payload)
             _check_reply(value, operation, request, site.name)
+            reply = pack_all(self.middleware, value, operation.sends)
         except Exception as error:
-            raise SiteError(_explain(error, request, payload)) from error
+            raise SiteError(_explain(error, request, payload, type(self.method))) from error
+        # Not before the reply is ready to leave: a call that fails has no effect.
         self._keep(operation)
-        return dict(value)
+        return reply
 
     def _keep(self, operation: Operation) -> None:
         kept = self._kept
         learner = self.site.tree() if operation.keeps == "model" else kept["learner"]
-        self._changed = self._changed or operation.keeps == "model" or bool(self.site.state)
+        touched = operation.keeps == "model" or bool(self.site.state) or bool(kept["state"])
+        self._changed = self._changed or touched
         self._kept = {"state": dict(self.site.state), "learner": learner}
         # Only now do the live objects equal what is kept, so only now may the next call go on
         # with them.
@@ -152,12 +160,12 @@ class Door:
         version = int(request.own["version"])
         if request.op == "@save":
             if self.shelf is not None and self._changed:
-                self.shelf.save(version, self._kept)
+                self.shelf.save(version, self._kept, request.own["pinned"])
             self._changed = False
         elif request.op == "@restore":
             found = None if self.shelf is None else self.shelf.load(version)
             if self.shelf is not None:
-                self.shelf.forget_after(version)
+                self.shelf.forget_after(int(request.own["newest"]))
             self._kept = found or {"state": {}, "learner": {}}
             self._live = self._changed = False
             self._cache = None
@@ -182,12 +190,13 @@ def _check_reply(value: Any, operation: Operation, request: Request, site: str) 
             )
 
 
-def _explain(error: Exception, request: Request, payload: Mapping[str, Any]) -> str:
+def _explain(
+    error: Exception, request: Request, payload: Mapping[str, Any], method: type[Method]
+) -> str:
     """One sentence: who, when, what went wrong and, for a bug, where and with which shapes."""
     head = f"site {request.site}, round {request.round}, operation {request.op}: "
     if isinstance(error, MotetError):
         return head + str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
     shapes = ", ".join(
         f"{'.'.join(path)} {tuple(leaf.shape)}"
         for path, leaf in list(leaves(dict(payload)))[:8]
@@ -195,5 +204,14 @@ def _explain(error: Exception, request: Request, payload: Mapping[str, Any]) -> 
     )
     return (
         f"{head}{type(error).__name__}: {error} "
-        f"(line {frame.lineno} of {frame.filename.rsplit('/', 1)[-1]}; payload: {shapes or 'none'})"
+        f"({_line(error, method)}; payload: {shapes or 'none'})"
     )
+
+
+def _line(error: Exception, method: type[Method]) -> str:
+    """The innermost line of the method's own files, since the last one is often deep in torch."""
+    frames = traceback.extract_tb(error.__traceback__)
+    modules = [sys.modules.get(cls.__module__) for cls in method.__mro__ if issubclass(cls, Method)]
+    files = {getattr(module, "__file__", None) for module in modules}
+    frame = next((found for found in reversed(frames) if found.filename in files), frames[-1])
+    return f"line {frame.lineno} of {frame.filename.rsplit('/', 1)[-1]}"

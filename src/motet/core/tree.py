@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,6 +16,25 @@ Leaf: TypeAlias = Tensor | int | float | bool | str | None
 Tree: TypeAlias = dict[str, Any]
 
 MAX_DEPTH = 32
+DTYPES = frozenset(
+    {
+        torch.bool,
+        torch.uint8,
+        torch.int8,
+        torch.uint16,
+        torch.int16,
+        torch.uint32,
+        torch.int32,
+        torch.uint64,
+        torch.int64,
+        torch.float8_e4m3fn,
+        torch.float8_e5m2,
+        torch.bfloat16,
+        torch.float16,
+        torch.float32,
+        torch.float64,
+    }
+)
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -41,10 +61,10 @@ def _where(path: tuple[str, ...]) -> str:
 
 def _check_leaf(value: Any, path: tuple[str, ...]) -> None:
     if isinstance(value, Tensor):
-        if value.is_complex() or value.is_quantized or value.layout != torch.strided:
+        if value.dtype not in DTYPES or value.layout != torch.strided or value.is_meta:
             raise WireError(
-                f"payload at {_where(path)} is a {value.dtype} {value.layout} tensor; "
-                "send a plain dense real one"
+                f"payload at {_where(path)} is a {value.dtype} {value.layout} tensor on "
+                f"{value.device}; send a plain dense real one"
             )
         return
     if value is None or isinstance(value, bool | float | str):
@@ -75,43 +95,55 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
 
 
 def clone(tree: Any) -> Any:
-    """A copy that shares no memory with the original and carries no gradient."""
-    return map_tensors(lambda tensor: tensor.detach().clone(), tree)
+    """A contiguous copy that shares no memory with the original and carries no gradient."""
+    return map_tensors(_copy, tree)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
     """Weighted mean of trees, leaf by leaf.
 
     A leaf is averaged over the trees that have it, with their weights made to sum to 1.
-    Integer tensors (counters) take the maximum. Raises WireError where a leaf's shapes differ.
+    Integer tensors (counters) take the maximum. Raises WireError for leaves that differ in shape
+    or are no numbers, and for weights that are negative, not finite or all 0.
     """
-    first = trees[0]
-    if isinstance(first, Mapping):
+    if all(isinstance(tree, Mapping) for tree in trees):
         keys = list(dict.fromkeys(key for tree in trees for key in tree))
         merged: Tree = {}
         for key in keys:
             have = [i for i, tree in enumerate(trees) if key in tree]
             merged[key] = mean([trees[i][key] for i in have], [weights[i] for i in have])
         return merged
+    if all(isinstance(tree, list) for tree in trees) and len({len(tree) for tree in trees}) == 1:
+        return [mean(items, weights) for items in zip(*trees, strict=True)]
     total = float(sum(weights))
-    if total <= 0:
-        raise WireError(f"weights of a mean must sum to more than 0, not {total}")
+    if not 0 < total < math.inf or min(weights) < 0:
+        raise WireError(f"weights of a mean must be positive and finite, not {list(weights)}")
     shares = [weight / total for weight in weights]
-    if isinstance(first, Tensor):
+    if all(isinstance(tree, Tensor) for tree in trees):
         return _mean_tensor(trees, shares)
-    return sum(share * value for share, value in zip(shares, trees, strict=True))
+    if all(isinstance(tree, int | float) for tree in trees):
+        return sum(share * value for share, value in zip(shares, trees, strict=True))
+    kinds = sorted({type(tree).__name__ for tree in trees})
+    raise WireError(f"cannot average {' and '.join(kinds)}; send tensors or numbers, all alike")
 
 
 def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
         raise WireError(f"cannot average tensors of different shapes {sorted(shapes)}")
-    if not tensors[0].is_floating_point():
+    dtype = tensors[0].dtype
+    if not dtype.is_floating_point:
         return torch.stack(list(tensors)).amax(dim=0)
-    total = tensors[0] * shares[0]
+    # Halves and eighths would lose digits with every term.
+    wide = dtype if dtype == torch.float64 else torch.float32
+    total = tensors[0].to(wide) * shares[0]
     for tensor, share in zip(tensors[1:], shares[1:], strict=True):
-        total.add_(tensor, alpha=share)
-    return total
+        total.add_(tensor.to(wide), alpha=share)
+    return total.to(dtype)
 
 
 def weights_of(model: nn.Module) -> Tree:
@@ -120,5 +152,11 @@ def weights_of(model: nn.Module) -> Tree:
 
 
 def load(model: nn.Module, weights: Tree) -> None:
-    """Copies the weights into the model, in place; every name must be there, and no other."""
-    model.load_state_dict(weights, strict=True)
+    """Copies the weights into the model, in place; every name must be there, and no other.
+
+    Raises WireError that lists the names and shapes that do not fit.
+    """
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise WireError(f"weights do not fit: {' '.join(str(error).split())}") from None

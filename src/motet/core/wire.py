@@ -5,6 +5,7 @@ No pickle: whoever decodes a frame runs no code of whoever wrote it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -17,36 +18,21 @@ from torch import Tensor
 from motet.core.errors import WireError
 from motet.core.tree import MAX_DEPTH, Tree, leaves
 
-_DTYPES = frozenset(
-    {
-        torch.bool,
-        torch.uint8,
-        torch.int8,
-        torch.uint16,
-        torch.int16,
-        torch.uint32,
-        torch.int32,
-        torch.uint64,
-        torch.int64,
-        torch.float8_e4m3fn,
-        torch.float8_e5m2,
-        torch.bfloat16,
-        torch.float16,
-        torch.float32,
-        torch.float64,
-    }
-)
 _Signature: TypeAlias = tuple[tuple[torch.dtype, torch.Size], ...]
 _SKELETON = "skeleton"
+# What safetensors and torch raise for a header that lies: unknown dtypes, impossible shapes.
+_DAMAGE = (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AssertionError)
 
 MAX_BYTES = 4 * 2**30
 MAX_LEAVES = 1_000_000
 
 
 def encode(tree: Tree) -> bytes:
-    """A payload as one frame; equal payloads give equal bytes. Raises WireError."""
+    """A payload as one frame; equal payloads, keys in equal order, give equal bytes.
+
+    Raises WireError that names the part which cannot travel.
+    """
     tensors, skeleton = _split(tree)
-    _signature(tensors)
     # safetensors refuses tensors that share memory, and a payload may well name one twice.
     return _pack([_own(tensor) for tensor in tensors], skeleton)
 
@@ -58,8 +44,14 @@ def frame_size(tree: Tree) -> int:
     read off a real frame once for each such signature.
     """
     tensors, skeleton = _split(tree)
-    signature = _signature(tensors)
+    signature = tuple((tensor.dtype, tensor.shape) for tensor in tensors)
     return _overhead(signature, len(skeleton)) + sum(tensor.nbytes for tensor in tensors)
+
+
+def digest(tree: Tree) -> str:
+    """A hash of a payload, independent of the order of its top-level keys: 16 hex digits."""
+    ordered = {name: tree[name] for name in sorted(tree)}
+    return hashlib.blake2b(encode(ordered), digest_size=8).hexdigest()
 
 
 def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
@@ -68,7 +60,7 @@ def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
         raise WireError(f"a frame of {len(frame):,} bytes is over the limit of {max_bytes:,}")
     try:
         tensors = load(frame)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except _DAMAGE as error:
         raise WireError(f"these {len(frame):,} bytes are not a frame: {error}") from None
     if _SKELETON not in tensors or len(tensors) > MAX_LEAVES:
         raise WireError("the frame has no skeleton, or too many parts")
@@ -78,6 +70,9 @@ def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
         raise WireError(f"the frame has tensors that its skeleton does not name: {list(tensors)}")
     if not isinstance(tree, dict):
         raise WireError("the frame's top is not a dict")
+    # What came in must be fit to go out again: names, dtypes and numbers as ``encode`` wants them.
+    for _ in leaves(tree):
+        pass
     return tree
 
 
@@ -102,13 +97,6 @@ def _split(tree: Tree) -> tuple[list[Tensor], bytes]:
         return tensors, text.encode()
     except UnicodeEncodeError:
         raise WireError("payload has a string that is not valid Unicode") from None
-
-
-def _signature(tensors: list[Tensor]) -> _Signature:
-    for tensor in tensors:
-        if tensor.dtype not in _DTYPES:
-            raise WireError(f"a tensor of {tensor.dtype} cannot travel; convert it first")
-    return tuple((tensor.dtype, tensor.shape) for tensor in tensors)
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -144,7 +132,8 @@ def _join(node: Any, tensors: dict[str, Tensor], depth: int = 0) -> Any:
             tensor = tensors.pop(str(node[""]), None)
             if tensor is None:
                 raise WireError(f"the frame names a tensor {node['']!r} that it does not hold")
-            return tensor
+            # In memory of its own, aligned like any other: last bits of a product can hang on it.
+            return tensor.clone()
         return {key: _join(value, tensors, depth + 1) for key, value in node.items()}
     if isinstance(node, list):
         return [_join(value, tensors, depth + 1) for value in node]

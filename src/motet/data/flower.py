@@ -15,7 +15,8 @@ from motet.core.errors import ConfigError
 def from_flwr(partitioner: Any, labels: Column, column: str = "label") -> list[Tensor]:
     """Row positions from a fresh partitioner of flwr-datasets (extra ``flower``).
 
-    labels: what it partitions by; ``column`` is the name it was told (its ``partition_by``).
+    labels: what it partitions by; ``column`` is the name it was told (its ``partition_by``). Some
+    of them leave rows out, and say so in a warning.
     """
     try:
         from datasets import Dataset as HFDataset

@@ -14,15 +14,15 @@ from motet.core.method import Method
 from motet.core.middleware import Middleware
 from motet.core.site import Door, Evaluate, Site, SiteSpec
 from motet.core.store import Shelf
-from motet.core.tree import Tree
+from motet.core.tree import Tree, clone
 
 
 class Serial:
     """Runs each request when its reply is fetched.
 
     strict: pass every message through the wire format, both ways, as a network would. Otherwise
-        payloads go by reference and the size of their frames is worked out; results and bytes
-        are the same.
+        payloads are copied and the size of their frames is worked out; results and bytes are
+        the same.
     folder: where the sites keep their state; None keeps it in memory alone.
     """
 
@@ -71,10 +71,13 @@ class Serial:
             request = _request(request.site, wire.decode(frame))
         else:
             down = wire.frame_size(message)
+            # As on a network, neither side may see what the other does to its tensors later on.
+            request = _request(request.site, clone(message))
         try:
             value = self._doors[request.site].handle(request)
             if not self.strict:
-                return Reply(request.site, request.tag, value, None, down, wire.frame_size(value))
+                up = wire.frame_size(value)
+                return Reply(request.site, request.tag, clone(value), None, down, up)
             reply = wire.encode(value)
         except MotetError as error:
             return Reply(request.site, request.tag, None, str(error), down)

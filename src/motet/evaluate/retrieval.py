@@ -15,14 +15,14 @@ def best_ranks(
 
     queries: [q, d]. gallery: [g, d]. A gallery row is a positive of the queries that have its id.
     A query without any positive has rank g. Of equal scores the positive counts as the last,
-    so a model that maps all to one point earns nothing.
+    so a model that maps all to one point earns nothing, and neither does one that yields NaN.
     """
     ranks = torch.empty(len(queries), dtype=torch.int64)
     for start in range(0, len(queries), block):
         scores = queries[start : start + block] @ gallery.T
         positive = query_ids[start : start + block, None] == gallery_ids[None, :]
         best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
-        ranks[start : start + block] = ((scores >= best) & ~positive).sum(dim=1)
+        ranks[start : start + block] = (~(scores < best) & ~positive).sum(dim=1)
     return ranks
 
 

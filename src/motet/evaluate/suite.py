@@ -16,17 +16,24 @@ def evaluate(model: nn.Module, data: Dataset, *, batch: int = 512) -> Metrics:
     """Metric -> (value, number of rows it is a mean over).
 
     With pictures and texts: recall at 1, 5, 10 both ways, their sum "rsum", and "cat@10" where
-    the rows have labels. With a class head: "accuracy". All in percent.
+    the rows have labels, over the rows that have both. With a class head: "accuracy", over the
+    rows that have anything. All in percent; a metric without any row is left out.
     """
     prepare = getattr(model, "prepare", None)
     ready: Dataset = data if prepare is None else prepare(data)
     features, logits = _outputs(model, ready, batch)
-    metrics: dict[str, float] = {}
+    metrics: Metrics = {}
     if "image" in features and "text" in features:
-        metrics |= _retrieval(features["image"], features["text"], data)
+        rows = (data.present["image"] & data.present["text"]).nonzero().flatten()
+        if len(rows):
+            found = _retrieval(features["image"][rows], features["text"][rows], data, rows)
+            metrics |= {name: (value, len(rows)) for name, value in found.items()}
     if logits is not None and data.labels is not None:
-        metrics["accuracy"] = 100.0 * float((logits.argmax(dim=1) == data.labels).double().mean())
-    return {name: (value, len(data)) for name, value in metrics.items()}
+        seen = torch.stack([data.present[name] for name in features]).any(dim=0)
+        right = (logits.argmax(dim=1) == data.labels)[seen]
+        if len(right):
+            metrics["accuracy"] = (100.0 * float(right.double().mean()), len(right))
+    return metrics
 
 
 def _outputs(
@@ -45,17 +52,19 @@ def _outputs(
     return joined, torch.cat(logits) if logits else None
 
 
-def _retrieval(image: Tensor, text: Tensor, data: Dataset) -> dict[str, float]:
+def _retrieval(image: Tensor, text: Tensor, data: Dataset, rows: Tensor) -> dict[str, float]:
+    """Metrics of these rows of the data: image, text [n, d]; rows int64 [n]."""
     ids = data.about.get("image_id")
     if not isinstance(ids, Tensor):
         metrics = retrieval_metrics(image, text)
     else:
         # Captions of one picture are several rows with the same picture: it stands in the
         # gallery once.
-        first = _first_of_each(ids)
-        metrics = retrieval_metrics(image[first], text, image_ids=ids[first], text_ids=ids)
+        own = ids[rows]
+        first = _first_of_each(own)
+        metrics = retrieval_metrics(image[first], text, image_ids=own[first], text_ids=own)
     if data.labels is not None:
-        metrics["cat@10"] = category_share(image, text, data.labels)
+        metrics["cat@10"] = category_share(image, text, data.labels[rows])
     return metrics
 
 

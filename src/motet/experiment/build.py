@@ -38,6 +38,7 @@ class Parties:
             hub_modalities=() if self.build_server is None else self.build_server().modalities,
             sites={site.name: site.data.modalities for site in self.sites},
             hub_rows=0 if self.pooled is None else len(self.pooled),
+            classes=0 if public is None else len(public.classes),
             encoders=self.encoders,
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import platform
@@ -17,8 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from motet.core import ConfigError, Dataset, Events, Federation, MotetError, StoreError, Tree
-from motet.core import wire
+from motet.core import ConfigError, Dataset, Events, Federation, MotetError, StoreError, wire
 from motet.core.events import Event, read_events
 from motet.core.store import HubStore, write_atomic
 from motet.core.tree import weights_of
@@ -49,21 +47,15 @@ class Result:
     def last(self, metric: str, party: str = "hub") -> float:
         """The last reported value of a metric; raises ConfigError when there is none."""
         for event in reversed(self.events):
-            if event["event"] == "metric" and event["party"] == party:
-                if metric in event["metrics"]:
-                    return float(event["metrics"][metric][0])
+            of_party = event["event"] == "metric" and event["party"] == party
+            if of_party and metric in event["metrics"]:
+                return float(event["metrics"][metric][0])
         raise ConfigError(f"the run reports no {metric!r} for {party}")
 
     @property
     def hash(self) -> str:
         """Hash of the hub's final weights: equal for equal recipes and seeds."""
-        return "" if self.model is None else weights_hash(weights_of(self.model))
-
-
-def weights_hash(weights: Tree) -> str:
-    """A hash of weights, independent of their order: 16 hex digits."""
-    ordered = {name: weights[name] for name in sorted(weights)}
-    return hashlib.blake2b(wire.encode(ordered), digest_size=8).hexdigest()
+        return "" if self.model is None else wire.digest(weights_of(self.model))
 
 
 def run(

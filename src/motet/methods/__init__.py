@@ -1,0 +1,1 @@
+"""Federated methods: one file is one method, with both of its halves."""

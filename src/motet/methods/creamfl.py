@@ -9,12 +9,32 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from motet.core import Batch, Dataset, Federation, Kind, Method, Replies, Site, Tree, at_site
+from motet.core import (
+    Batch,
+    ConfigError,
+    Dataset,
+    Facts,
+    Federation,
+    Kind,
+    Method,
+    Replies,
+    Site,
+    Tree,
+    at_site,
+)
 from motet.core.learner import Loss
-from motet.methods.parts import OTHER, Distil, Private, ServerTask, encode_all
+from motet.methods.parts import (
+    OTHER,
+    REPRESENTATIONS,
+    Anchored,
+    Distil,
+    Private,
+    ServerTask,
+    encode_all,
+)
 from motet.nn.functional import gca, inter_contrast, intra_contrast, weighted_rows
 
-REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
+TAKES = {"rows": Kind.CONTROL, "anchors": Kind.REPRESENTATIONS}
 
 
 class CreamFL(Method):
@@ -55,13 +75,28 @@ class CreamFL(Method):
     )
     gca_temperature: float = Field(1.0, gt=0, description="temperature of the GCA scores")
     public_rows: int | None = Field(None, ge=2, description="public rows per round; None for all")
+    anchors: bool = Field(
+        False,
+        description="ours, not the paper's: one-modality sites classify by the server's text "
+        "embeddings of the class names instead of a head",
+    )
+    anchor_tau: float = Field(0.1, gt=0, description="temperature of the classes' anchors")
+
+    def check(self, facts: Facts) -> None:
+        super().check(facts)
+        if self.anchors and ("text" not in facts.hub_modalities or not facts.classes):
+            raise ConfigError(
+                "anchors embeds class names: it needs a server that reads texts, and named classes"
+            )
 
     def run(self, fed: Federation) -> None:
         for number in fed.rounds(self.rounds):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             public, rows = self.draw_public(fed)
             ours = encode_all(fed, public)
-            replies = fed.sample(self.cohort).ask(self.contrast, rows=rows, **ours)
+            anchors = self.embed_classes(fed) if self.anchors else None
+            sites = fed.sample(self.cohort)
+            replies = sites.ask(self.contrast, rows=rows, anchors=anchors, **ours)
             targets = self.aggregate(replies, ours)
             self.distil.train(fed, public, targets, self.server.loss)
             fed.report(sites=fed.all)
@@ -74,8 +109,20 @@ class CreamFL(Method):
         rows = order[: self.public_rows].sort().values
         return fed.public.take(rows), rows
 
-    @at_site(sends=REPRESENTATIONS, takes={"rows": Kind.CONTROL}, keeps="model")
-    def contrast(self, site: Site, image: Tensor, text: Tensor, rows: Tensor | None = None) -> Tree:
+    def embed_classes(self, fed: Federation) -> Tensor:
+        """The server's embeddings of the class names: [classes, d]."""
+        names = tuple(name.replace("-", " ") for name in fed.public.classes)
+        return fed.encode(Dataset({"text": names}), "text")
+
+    @at_site(sends=REPRESENTATIONS, takes=TAKES, keeps="model")
+    def contrast(
+        self,
+        site: Site,
+        image: Tensor,
+        text: Tensor,
+        rows: Tensor | None = None,
+        anchors: Tensor | None = None,
+    ) -> Tree:
         public = site.public.only(site.modalities)
         if rows is not None:
             public = public.take(rows)
@@ -84,11 +131,20 @@ class CreamFL(Method):
         loss = self.contrast_loss(public, ours, before)
         for epoch in range(self.private.epochs):
             if self.private_passes:
-                self.private.train(site, epoch)
+                self.private.train(site, epoch, anchors, self.anchor_tau)
             if self.inter or self.intra:
                 batches = site.batches(public, self.batch, key=f"public {epoch}")
                 site.fit(loss, batches, self.private.optimizer(site))
+        if anchors is not None:
+            site.state["anchors"] = anchors
         return {**encode_all(site, public), "samples": len(site.data)}
+
+    @at_site(sends={"metrics": Kind.METRIC}, keeps="model")
+    def evaluate(self, site: Site, weights: Tree | None = None) -> Tree:
+        anchors = site.state.get("anchors")
+        if anchors is None or len(site.modalities) > 1:
+            return {"metrics": site.evaluate()}
+        return {"metrics": site.evaluate(Anchored(site.model, anchors))}
 
     def contrast_loss(
         self, public: Dataset, ours: Mapping[str, Tensor], before: Mapping[str, Tensor]

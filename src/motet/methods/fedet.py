@@ -8,11 +8,18 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from motet.core import Federation, Kind, Method, Site, Tree, at_site
-from motet.methods.parts import OTHER, Digest, Distil, Private, ServerTask, encode_all
+from motet.core import Federation, Method, Site, Tree, at_site
+from motet.methods.parts import (
+    OTHER,
+    REPRESENTATIONS,
+    Digest,
+    Distil,
+    Private,
+    ServerTask,
+    encode_all,
+    revisit,
+)
 from motet.nn.functional import disagreement_weights, variance_weights, weighted_rows
-
-REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
 
 
 class FedET(Method):
@@ -64,8 +71,4 @@ class FedET(Method):
 
     @at_site(sends=REPRESENTATIONS, keeps="model")
     def transfer(self, site: Site, image: Tensor, text: Tensor) -> Tree:
-        public = site.public.only(site.modalities)
-        self.digest.train(site, public, {"image": image, "text": text}, self.private)
-        for epoch in range(self.private.epochs):
-            self.private.train(site, epoch)
-        return dict(encode_all(site, public))
+        return revisit(site, {"image": image, "text": text}, self.digest, self.private)

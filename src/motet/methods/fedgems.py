@@ -8,11 +8,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from motet.core import Federation, Kind, Method, Replies, Site, Tree, at_site
-from motet.methods.parts import OTHER, Digest, Distil, Private, ServerTask, encode_all
+from motet.core import Federation, Method, Replies, Site, Tree, at_site
+from motet.methods.parts import (
+    OTHER,
+    REPRESENTATIONS,
+    Digest,
+    Distil,
+    Private,
+    ServerTask,
+    encode_all,
+    revisit,
+)
 from motet.nn.functional import retrieval_confidence, selective_ensemble
-
-REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
 
 
 class FedGEMS(Method):
@@ -46,7 +53,7 @@ class FedGEMS(Method):
         for number in fed.rounds(self.rounds):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             ours = encode_all(fed, fed.public)
-            replies = fed.sample(self.cohort).ask(self.digest_and_train, **ours)
+            replies = fed.sample(self.cohort).ask(self.transfer, **ours)
             targets: dict[str, Tensor] = {}
             known: dict[str, Tensor] = {}
             for name in ours:
@@ -55,7 +62,7 @@ class FedGEMS(Method):
             fed.report(sites=fed.all)
 
     def select(
-        self, fed: Federation, name: str, ours: dict[str, Tensor], replies: Replies
+        self, fed: Federation, name: str, ours: Tree, replies: Replies
     ) -> tuple[Tensor, Tensor]:
         """Targets [P, d] of one modality and which rows have one, as 0 or 1 [P].
 
@@ -79,9 +86,5 @@ class FedGEMS(Method):
         return torch.where(pooled[:, None], pool, fused), (~right & (pooled | known)).float()
 
     @at_site(sends=REPRESENTATIONS, keeps="model")
-    def digest_and_train(self, site: Site, image: Tensor, text: Tensor) -> Tree:
-        public = site.public.only(site.modalities)
-        self.digest.train(site, public, {"image": image, "text": text}, self.private)
-        for epoch in range(self.private.epochs):
-            self.private.train(site, epoch)
-        return dict(encode_all(site, public))
+    def transfer(self, site: Site, image: Tensor, text: Tensor) -> Tree:
+        return revisit(site, {"image": image, "text": text}, self.digest, self.private)

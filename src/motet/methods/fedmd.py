@@ -7,10 +7,17 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from motet.core import Federation, Kind, Method, Site, Tree, at_site
-from motet.methods.parts import OTHER, Digest, Distil, Private, ServerTask, encode_all
-
-REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
+from motet.core import Federation, Method, Site, Tree, at_site
+from motet.methods.parts import (
+    OTHER,
+    REPRESENTATIONS,
+    Digest,
+    Distil,
+    Private,
+    ServerTask,
+    encode_all,
+    revisit,
+)
 
 
 class FedMD(Method):
@@ -44,16 +51,12 @@ class FedMD(Method):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             if number == 0:
                 fed.state["consensus"] = encode_all(fed, fed.public)
-            replies = fed.sample(self.cohort).ask(self.revisit, **fed.state["consensus"])
+            replies = fed.sample(self.cohort).ask(self.transfer, **fed.state["consensus"])
             sent = {name: replies.mean(name) for name in OTHER if replies.having(name)}
             fed.state["consensus"] = {**fed.state["consensus"], **sent}
             self.distil.train(fed, fed.public, sent, self.server.loss)
             fed.report(sites=fed.all)
 
     @at_site(sends=REPRESENTATIONS, keeps="model")
-    def revisit(self, site: Site, image: Tensor, text: Tensor) -> Tree:
-        public = site.public.only(site.modalities)
-        self.digest.train(site, public, {"image": image, "text": text}, self.private)
-        for epoch in range(self.private.epochs):
-            self.private.train(site, epoch)
-        return dict(encode_all(site, public))
+    def transfer(self, site: Site, image: Tensor, text: Tensor) -> Tree:
+        return revisit(site, {"image": image, "text": text}, self.digest, self.private)

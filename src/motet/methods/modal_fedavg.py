@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
+from torch import nn
 
 from motet.core import Facts, Federation, Kind, Method, Site, Tree, at_site, load, weights_of
 from motet.core.errors import ConfigError
+from motet.core.learner import Learner
 from motet.methods.parts import Private, ServerTask
 
 WEIGHTS = {"image": Kind.WEIGHTS, "text": Kind.WEIGHTS}
@@ -36,7 +38,8 @@ class ModalFedAvg(Method):
 
     def check(self, facts: Facts) -> None:
         super().check(facts)
-        if len(set(facts.encoders.values())) > len({name for _, name in facts.encoders}):
+        # One architecture per modality, the hub's included.
+        if len(set(facts.encoders.values())) > len({modality for _, modality in facts.encoders}):
             raise ConfigError(
                 f"{type(self).__name__} averages weights: give all sites the server's encoders "
                 "(populations.N.models)"
@@ -44,8 +47,8 @@ class ModalFedAvg(Method):
 
     def run(self, fed: Federation) -> None:
         for number in fed.rounds(self.rounds):
-            encoders = fed.model.encoders
-            weights = {name: weights_of(encoders[name]) for name in encoders}
+            encoders = encoders_of(fed)
+            weights: Tree = {name: weights_of(encoders[name]) for name in encoders}
             replies = fed.sample(self.cohort).ask(self.train, **weights)
             for name in encoders:
                 if replies.having(name):
@@ -55,7 +58,7 @@ class ModalFedAvg(Method):
 
     @at_site(sends=WEIGHTS, keeps="model")
     def train(self, site: Site, **weights: Tree) -> Tree:
-        encoders = site.model.encoders
+        encoders = encoders_of(site)
         for name in encoders:
             load(encoders[name], weights[name])
         for epoch in range(self.private.epochs):
@@ -63,6 +66,12 @@ class ModalFedAvg(Method):
         factor = self.pair_factor if len(encoders) > 1 else 1.0
         sent: Tree = {name: weights_of(encoders[name]) for name in encoders}
         return {**sent, "weight": factor * len(site.data)}
+
+
+def encoders_of(learner: Learner) -> dict[str, nn.Module]:
+    """Modality -> encoder of a party's model."""
+    model: Any = learner.model
+    return dict(model.encoders.items())
 
 
 class FedIoT(ModalFedAvg):

@@ -6,7 +6,7 @@ Each is a group of hyper-parameters with the step that they belong to.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from motet.core import Adam, Batch, Dataset, Federation, Site
-from motet.core.learner import Learner
+from motet.core import Adam, Batch, Dataset, Federation, Kind, Output, Site, Tree
+from motet.core.learner import Learner, Loss
 from motet.nn.functional import (
     class_separation,
     info_nce,
@@ -25,6 +25,7 @@ from motet.nn.functional import (
 )
 
 OTHER = {"image": "text", "text": "image"}
+REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
 
 
 class Part(BaseModel):
@@ -136,15 +137,24 @@ class Private(Part):
         """The site's one optimiser, which persists with its model."""
         return site.optimizer("local", Adam(self.lr), clip=self.clip)
 
-    def train(self, site: Site, key: str | int) -> float:
-        """One epoch over the site's own rows; returns the mean loss."""
-        return site.fit(
-            self.loss_of(site), site.private(self.batch, key=f"private {key}"), self.optimizer(site)
-        )
+    def train(
+        self,
+        site: Site,
+        key: str | int,
+        anchors: Tensor | None = None,
+        anchor_tau: float = 0.1,
+    ) -> float:
+        """One epoch over the site's own rows; returns the mean loss.
 
-    def loss_of(self, site: Site) -> Callable[[nn.Module, Batch], Tensor]:
-        """The loss that this site's rows allow."""
-        return self.pair if {"image", "text"} <= set(site.modalities) else self.classify
+        anchors: [classes, d], stand in place of the class head at sites with one modality.
+        """
+        loss: Loss = self.classify
+        if {"image", "text"} <= set(site.modalities):
+            loss = self.pair
+        elif anchors is not None:
+            loss = anchor_loss(anchors, anchor_tau)
+        batches = site.private(self.batch, key=f"private {key}")
+        return site.fit(loss, batches, self.optimizer(site))
 
     def classify(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy with margin and class separation: mean over the batch."""
@@ -153,6 +163,36 @@ class Private(Part):
             head: Any = model.head
             loss = loss + self.separation * class_separation(head.weight)
         return loss
+
+
+def anchor_loss(anchors: Tensor, tau: float) -> Loss:
+    """Classifies embeddings by the nearest of these [classes, d]: mean over the batch."""
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        (z,) = model(batch).features.values()
+        return F.cross_entropy(z @ anchors.T / tau, batch.labels)
+
+    return loss
+
+
+class Anchored(nn.Module):
+    """A model of one modality that classifies by the nearest of its anchors [classes, d]."""
+
+    def __init__(self, model: nn.Module, anchors: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.anchors = anchors
+
+    def prepare(self, data: Dataset) -> Dataset:
+        """As the model itself."""
+        prepared: Dataset = self.model.prepare(data)  # type: ignore[operator]
+        return prepared
+
+    def forward(self, batch: Batch) -> Output:
+        """The model's output with the anchors' similarities as logits."""
+        output: Output = self.model(batch)
+        (z,) = output.features.values()
+        return Output(logits=z @ self.anchors.T, features=output.features)
 
 
 class Digest(Part):
@@ -187,7 +227,17 @@ def cosine(lr: float, share_done: float) -> float:
     return lr * (1 + math.cos(math.pi * share_done)) / 2
 
 
-def encode_all(learner: Learner, data: Dataset) -> dict[str, Tensor]:
+def revisit(site: Site, given: Tree, digest: Digest, private: Private) -> Tree:
+    """FedMD's order: digest what was given for the public rows, train on one's own, encode."""
+    public = site.public.only(site.modalities)
+    digest.train(site, public, given, private)
+    for epoch in range(private.epochs):
+        private.train(site, epoch)
+    return encode_all(site, public)
+
+
+def encode_all(learner: Learner, data: Dataset) -> Tree:
     """Every modality that learner and data share -> unit embeddings [n, d]."""
-    names = [name for name in learner.model.modalities if name in data.columns]
+    model: Any = learner.model
+    names = [name for name in model.modalities if name in data.columns]
     return {name: learner.encode(data, name) for name in names}

@@ -81,8 +81,12 @@ class MultimodalModel(nn.Module):
         """Lets every encoder with a column in this PUBLIC data set fit itself to it."""
         for name in self.modalities:
             if name in data.columns and data.present[name].any():
-                rows = data.only([name]).take(data.present[name].nonzero().flatten())
-                self.encoders[name].calibrate(rows.columns[name])
+                rows = data.only([name])
+                if not data.present[name].all():
+                    rows = rows.take(data.present[name].nonzero().flatten())
+                encoder = self.encoders[name]
+                assert isinstance(encoder, Encoder)
+                encoder.calibrate(rows.columns[name])
 
     def prepare(self, data: Dataset) -> Dataset:
         """The data set with every modality of this model made ready for ``forward``."""

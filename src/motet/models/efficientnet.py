@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from motet.core.batch import Column
 from motet.core.errors import ConfigError
 from motet.models.base import Encoder
+from motet.models.columns import pictures_of
 from motet.models.options import Dropout, Hidden, Width
-from motet.models.pictures import pictures_of
 from motet.nn.layers import mlp
 
 FEATURES = 1280
@@ -36,8 +36,8 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
+_MIDDLE = 127.0
+_HALF = 128.0
 _EPSILON = 1e-3
 _CHUNK = 64
 _NAMES = (
@@ -106,7 +106,7 @@ class _Block(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The trunk without its classifier: pictures normalised as for ImageNet -> [n, 1280]."""
+    """The trunk without its classifier: pictures in -1..1 -> [n, 1280]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,13 +162,13 @@ class EfficientNetMLP(Encoder):
 def trunk_features(pictures: Tensor, size: int) -> Tensor:
     """Pictures uint8 [n, 3, H, W], brought to size x size px -> pooled features [n, 1280]."""
     model = trunk()
-    mean = torch.tensor(_MEAN).view(3, 1, 1)
-    std = torch.tensor(_STD).view(3, 1, 1)
     features = torch.empty(len(pictures), FEATURES)
     with torch.no_grad():
-        for part, out in zip(pictures.split(_CHUNK), features.split(_CHUNK), strict=True):
-            seen = F.interpolate(part.float() / 255, (size, size), mode="bilinear", antialias=True)
-            out.copy_(model((seen - mean) / std))
+        for part, out in zip(
+            torch.split(pictures, _CHUNK), torch.split(features, _CHUNK), strict=True
+        ):
+            seen = F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
+            out.copy_(model((seen - _MIDDLE) / _HALF))
     return features
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from motet.core.batch import Column
 from motet.models.base import Encoder
+from motet.models.columns import texts_of
 from motet.models.options import Dropout, Hidden, Width
 from motet.nn.layers import mlp
 
@@ -51,9 +52,7 @@ class HashedMLP(Encoder):
 
     def prepare(self, column: Column) -> Tensor:
         """n strings -> float32 [n, bins], of norm 4 (a text without a word: zeros)."""
-        if isinstance(column, Tensor):
-            raise TypeError("HashedMLP reads strings, not a tensor")
-        return text_features(column, self.bins)
+        return text_features(texts_of(column), self.bins)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [n, bins] -> embedding [n, width], not normalised."""

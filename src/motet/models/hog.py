@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from motet.core.batch import Column
 from motet.models.base import Encoder
+from motet.models.columns import pictures_of
 from motet.models.options import Dropout, Hidden, Width
-from motet.models.pictures import pictures_of
 from motet.nn.layers import mlp
 
 SIDE = 32
@@ -24,17 +24,18 @@ ORIENTATIONS = 8
 FINE = 8
 HOG_WEIGHT = 2.0
 FINE_WEIGHT = 0.5
-FEATURES = CELLS**2 * ORIENTATIONS + 3 * CELLS**2 + 3 * FINE**2
+BLOCKS = (CELLS**2 * ORIENTATIONS, 3 * CELLS**2, 3 * FINE**2)
+FEATURES = sum(BLOCKS)
 _CHUNK = 512
 
 
 class HogMLP(Encoder):
     """Pictures by gradient histograms and mean colours, through an MLP 368-hidden-width.
 
-    Inside the model, features lose their mean over the PUBLIC pictures and are divided by ONE
-    common spread of these (``calibrate``): one divisor for all keeps the weights of the blocks
-    and cannot blow up a corner that is blank in every public picture. Uncalibrated features pass
-    as they are.
+    Inside the model, each feature is standardised by its mean and spread over the PUBLIC pictures
+    (``calibrate``), then weighted by its block: gradients 2, coarse colours 1, fine colours 0.5.
+    A spread below a tenth of its block's counts as that much, so that a corner which is blank in
+    every public picture cannot blow up. Uncalibrated features are weighted alone.
     """
 
     modality = "image"
@@ -45,7 +46,7 @@ class HogMLP(Encoder):
         super().__init__()
         self.width = width
         self.register_buffer("mean", torch.zeros(FEATURES))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", block_weights())
         self.layers = mlp(FEATURES, hidden, width, dropout)
 
     @property
@@ -54,34 +55,42 @@ class HogMLP(Encoder):
         return f"hog-{FEATURES}"
 
     def calibrate(self, column: Column) -> None:
-        """Takes the mean of each feature and their common spread from public pictures."""
+        """Takes mean and spread of each feature from public pictures."""
         features = self.prepare(column)
         mean = features.mean(dim=0)
-        spread = (features - mean).square().mean().sqrt()
+        variance = (features - mean).square().mean(dim=0)
+        floors = [block.mean().sqrt().expand(len(block)) / 10 for block in variance.split(BLOCKS)]
+        spread = torch.maximum(variance.sqrt(), torch.cat(floors))
+        # A single picture, or equal ones, have no spread: leave the features as they are then.
+        spread = torch.where(spread > 1e-6, spread, torch.ones_like(spread))
         self.mean.copy_(mean)
-        # A single picture, or equal ones, have no spread: leave the scale alone then.
-        self.scale.copy_(torch.where(spread > 1e-4, spread, torch.ones_like(spread)))
+        self.scale.copy_(block_weights() / spread)
 
     def prepare(self, column: Column) -> Tensor:
         """Pictures uint8 [n, 3, H, W] -> features float32 [n, 368]."""
         pictures = pictures_of(column)
         if not len(pictures):
             return torch.zeros(0, FEATURES)
-        return torch.cat([picture_features(part) for part in pictures.split(_CHUNK)])
+        return torch.cat([picture_features(part) for part in torch.split(pictures, _CHUNK)])
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [n, 368] -> embedding [n, width], not normalised."""
-        embedding: Tensor = self.layers((x - self.mean) / self.scale)
+        embedding: Tensor = self.layers((x - self.mean) * self.scale)
         return embedding
 
 
 def picture_features(pictures: Tensor) -> Tensor:
-    """Pictures uint8 [n, 3, H, W] -> [n, 368]: HOG 4x4x8, colours 4x4 and 8x8, weighted."""
+    """Pictures uint8 [n, 3, H, W] -> [n, 368]: HOG 4x4x8, mean colours 4x4 and 8x8."""
     small = F.interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="area")
     coarse = F.adaptive_avg_pool2d(small, CELLS)
     fine = F.adaptive_avg_pool2d(small, FINE)
-    blocks = (HOG_WEIGHT * histograms(small), coarse.flatten(1), FINE_WEIGHT * fine.flatten(1))
-    return torch.cat(blocks, dim=1)
+    return torch.cat([histograms(small), coarse.flatten(1), fine.flatten(1)], dim=1)
+
+
+def block_weights() -> Tensor:
+    """The weight of each feature: [368]."""
+    weights = (HOG_WEIGHT, 1.0, FINE_WEIGHT)
+    return torch.cat([torch.full((n,), w) for n, w in zip(BLOCKS, weights, strict=True)])
 
 
 def histograms(pictures: Tensor) -> Tensor:

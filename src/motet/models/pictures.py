@@ -1,4 +1,4 @@
-"""What the picture encoders share: checking, resizing and augmenting pictures."""
+"""What the picture encoders share: resizing and augmenting pictures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from motet.core.batch import Column
-from motet.core.errors import DataError
-
 SHIFT = 2
 ERASE_CHANCE = 0.2
 ERASE_AREA = (0.02, 0.33)
@@ -18,22 +15,14 @@ ERASE_RATIO = (0.3, 3.3)
 _CHUNK = 512
 
 
-def pictures_of(column: Column) -> Tensor:
-    """The column as uint8 [n, 3, H, W]; raises DataError for anything else."""
-    if not isinstance(column, Tensor):
-        raise DataError("a picture encoder got texts; pictures are uint8 of shape [n, 3, H, W]")
-    if column.dtype != torch.uint8 or column.ndim != 4 or column.shape[1] != 3:
-        found = f"{str(column.dtype).removeprefix('torch.')} of shape {list(column.shape)}"
-        raise DataError(f"pictures must be uint8 of shape [n, 3, H, W], not {found}")
-    return column
-
-
 def resize(pictures: Tensor, size: int) -> Tensor:
     """Pictures uint8 [n, 3, H, W] -> uint8 [n, 3, size, size]; smoothed where they shrink."""
     if pictures.shape[-2:] == (size, size):
         return pictures
     small = pictures.new_empty(len(pictures), 3, size, size)
-    for source, target in zip(pictures.split(_CHUNK), small.split(_CHUNK), strict=True):
+    for source, target in zip(
+        torch.split(pictures, _CHUNK), torch.split(small, _CHUNK), strict=True
+    ):
         scaled = F.interpolate(source.float(), (size, size), mode="bilinear", antialias=True)
         target.copy_(scaled.round().clamp(0, 255))
     return small

@@ -12,17 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from motet.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
-
-    from motet.models.base import Encoder, MultimodalModel
+from motet.core.rng import seeded
+from motet.models.base import Encoder, MultimodalModel
 
 ENTRY_POINTS = "motet.encoders"
 
@@ -53,6 +51,41 @@ _KNOWN = (
         "Weinberger et al., ICML 2009",
         "motet.models.hashed:HashedMLP",
     ),
+    EncoderInfo(
+        "resnet-gn",
+        "image",
+        "small residual network with GroupNorm, from scratch",
+        "He et al., CVPR 2016",
+        "motet.models.resnet:ResNetGN",
+    ),
+    EncoderInfo(
+        "efficientnet-lite0",
+        "image",
+        "frozen ImageNet trunk, MLP on top (extra: pretrained)",
+        "Tan and Le, ICML 2019",
+        "motet.models.efficientnet:EfficientNetMLP",
+    ),
+    EncoderInfo(
+        "gru",
+        "text",
+        "word pieces through a recurrent network (extra: text)",
+        "Cho et al., EMNLP 2014",
+        "motet.models.text:GRUText",
+    ),
+    EncoderInfo(
+        "transformer",
+        "text",
+        "word pieces through a small transformer (extra: text)",
+        "Vaswani et al., NeurIPS 2017",
+        "motet.models.text:TransformerText",
+    ),
+    EncoderInfo(
+        "minilm",
+        "text",
+        "frozen sentence encoder, MLP on top (extra: pretrained)",
+        "Wang et al., NeurIPS 2020",
+        "motet.models.minilm:MiniLMMLP",
+    ),
 )
 _PLAIN = {
     "extra_forbidden": "there is no such option",
@@ -68,10 +101,7 @@ def list_encoders() -> tuple[EncoderInfo, ...]:
     others = []
     for entry in entry_points(group=ENTRY_POINTS):
         if entry.name not in _BY_NAME:
-            cls = _from_entry_points(entry.name)
-            about = (inspect.getdoc(cls) or "").partition("\n")[0]
-            source = entry.dist.name if entry.dist else entry.module
-            others.append(EncoderInfo(entry.name, cls.modality, about, source, entry.value))
+            others.append(_described(entry))
     return tuple(sorted([*_KNOWN, *others], key=lambda info: info.name))
 
 
@@ -85,14 +115,22 @@ def encoder_class(name: str) -> type[Encoder]:
     return cls
 
 
+def _described(entry: EntryPoint) -> EncoderInfo:
+    source = entry.dist.name if entry.dist else entry.module
+    try:
+        cls = _from_entry_points(entry.name)
+    except ConfigError as error:
+        return EncoderInfo(entry.name, "", str(error), source, entry.value)
+    about = (inspect.getdoc(cls) or "").partition("\n")[0]
+    return EncoderInfo(entry.name, cls.modality, about, source, entry.value)
+
+
 def _from_entry_points(name: str) -> type[Encoder]:
     found = entry_points(group=ENTRY_POINTS)
     if name not in found.names:
         names = ", ".join(sorted({*_BY_NAME, *found.names}))
         raise ConfigError(f"there is no encoder {name!r}; write one of {names}")
     entry = found[name]
-    from motet.models.base import Encoder
-
     try:
         cls = entry.load()
     except Exception as error:
@@ -185,7 +223,7 @@ class ModelSpec(BaseModel):
     def encoders(self) -> dict[str, EncoderSpec]:
         """Modality -> encoder, for the modalities that the model has, sorted."""
         given = {"image": self.image, "text": self.text, **(self.__pydantic_extra__ or {})}
-        return {name: given[name] for name in sorted(given) if given[name] is not None}
+        return {name: spec for name, spec in sorted(given.items()) if spec is not None}
 
     def __hash__(self) -> int:
         return hash((self.width, *self.encoders.items()))
@@ -211,16 +249,13 @@ def build_model(
     from the generator and leaves torch's own random state as it was. Raises ConfigError for a
     modality that the spec has no encoder for.
     """
-    import torch
-
-    from motet.core.rng import seeded
-    from motet.models.base import MultimodalModel
-
     names = sorted(spec.encoders if modalities is None else modalities)
     missing = [name for name in names if name not in spec.encoders]
-    if missing or not names:
+    if missing:
         has = ", ".join(spec.encoders)
-        raise ConfigError(f"model: no encoder for {missing or 'no modality'}; it has {has}")
+        raise ConfigError(f"model: no encoder for {', '.join(missing)}; it has {has}")
+    if not names:
+        raise ConfigError("a model needs at least one modality")
     seed = int(torch.randint(2**62, (), generator=generator))
     encoders = {}
     for name in names:

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from motet.core.batch import Column
 from motet.models.base import Encoder
+from motet.models.columns import pictures_of
 from motet.models.options import Augment, Pie, Width
-from motet.models.pictures import augment, pictures_of, resize, to_unit
+from motet.models.pictures import augment, resize, to_unit
 from motet.nn.layers import PIE, ResidualBlock, group_norm
 
 BLOCKS = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 20: (3, 3, 3)}

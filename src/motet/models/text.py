@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from motet.core.batch import Column
-from motet.core.errors import ConfigError, DataError
+from motet.core.errors import ConfigError
 from motet.models.base import Encoder
+from motet.models.columns import texts_of
 from motet.models.options import Dropout, Hidden, MaxTokens, Pie, Vocabulary, Width
 from motet.models.tokenizer import PAD, Tokenizer, train_tokenizer
 from motet.nn.layers import PIE, masked_mean
@@ -44,7 +45,7 @@ class _PieceText(Encoder):
 
     def calibrate(self, column: Column) -> None:
         """Makes the vocabulary from public texts."""
-        self.tokenizer = train_tokenizer(_texts(column), self.vocabulary)
+        self.tokenizer = train_tokenizer(texts_of(column), self.vocabulary)
 
     def prepare(self, column: Column) -> Tensor:
         """n strings -> piece numbers int64 [n, max_tokens], 0 where there is none."""
@@ -52,7 +53,7 @@ class _PieceText(Encoder):
             raise ConfigError(
                 f"{type(self).__name__} has no vocabulary yet; call calibrate with public texts"
             )
-        return self.tokenizer.encode(_texts(column), self.max_tokens)
+        return self.tokenizer.encode(texts_of(column), self.max_tokens)
 
     def _trim(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cuts padding that all rows share: [n, l] -> [n, longest], mask of the same shape."""
@@ -142,9 +143,3 @@ class TransformerText(_PieceText):
             local = layer(local, src_key_padding_mask=~mask)
         embedding: Tensor = self.project(masked_mean(self.norm(local), mask))
         return embedding
-
-
-def _texts(column: Column) -> tuple[str, ...]:
-    if isinstance(column, Tensor):
-        raise DataError("a text encoder got a tensor; texts are strings, one per row")
-    return column

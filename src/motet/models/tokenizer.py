@@ -23,7 +23,7 @@ START = 1
 
 
 class Tokenizer:
-    """Strings -> rows of piece numbers. Make one with ``train_tokenizer``; equal texts, equal one."""
+    """Strings -> rows of piece numbers; ``train_tokenizer`` makes one."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

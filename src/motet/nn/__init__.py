@@ -1,0 +1,1 @@
+"""Pure pieces that several methods and models share."""

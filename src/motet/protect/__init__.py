@@ -1,0 +1,1 @@
+"""Middleware that changes what travels, by declared kind."""

@@ -30,40 +30,50 @@ class Codec:
         packed: Tree = {}
         for key, value in tree.items():
             name = self.names.get(kinds[key]) if key in kinds else None
-            packed[key] = value if name is None else _pack(value, name)
+            packed[key] = value if name is None else _pack(value, name, key)
         return packed
 
     def unpack(self, tree: Tree) -> Tree:
-        """The payload with its packed tensors as float32 again."""
-        return {key: _unpack(value) for key, value in tree.items()}
+        """The payload with its packed tensors as float32 again; raises WireError for damage."""
+        return {key: _unpack(value, key) for key, value in tree.items()}
 
 
-def _pack(value: Any, name: CodecName) -> Any:
+def _pack(value: Any, name: CodecName, where: str) -> Any:
     if isinstance(value, dict):
-        return {key: _pack(item, name) for key, item in value.items()}
+        if _MARK in value:
+            raise WireError(f"{where} has the key {_MARK!r}, which the codec uses; rename it")
+        return {key: _pack(item, name, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [_pack(item, name) for item in value]
+        return [_pack(item, name, f"{where}.{i}") for i, item in enumerate(value)]
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     if name == "fp16":
         half = value.to(torch.float16)
         if not bool(torch.isfinite(half).all()):
-            raise WireError("a tensor has values beyond the range of fp16 (65,504) or not finite")
+            raise WireError(f"{where} has values beyond the range of fp16 (65,504) or not finite")
         return {_MARK: "fp16", "values": half}
-    codes, scale = quantise_rows(value)
+    try:
+        codes, scale = quantise_rows(value)
+    except WireError as error:
+        raise WireError(f"{where}: {error}") from None
     return {_MARK: "int8", "values": codes, "scale": scale}
 
 
-def _unpack(value: Any) -> Any:
+def _unpack(value: Any, where: str) -> Any:
     if isinstance(value, list):
-        return [_unpack(item) for item in value]
+        return [_unpack(item, f"{where}.{i}") for i, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if _MARK not in value:
-        return {key: _unpack(item) for key, item in value.items()}
-    if value[_MARK] == "fp16":
-        return value["values"].float()
-    return restore_rows(value["values"], value["scale"])
+        return {key: _unpack(item, f"{where}.{key}") for key, item in value.items()}
+    # What comes from the other side is looked at before it is used.
+    match value[_MARK], value.get("values"), value.get("scale"):
+        case "fp16", Tensor(dtype=torch.float16) as half, None:
+            return half.float()
+        case "int8", Tensor(dtype=torch.int8) as codes, Tensor(shape=rows) as scale:
+            if rows == codes.shape[:-1]:
+                return restore_rows(codes, scale)
+    raise WireError(f"{where} is not a tensor that was packed as {value[_MARK]!r}")
 
 
 def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,10 +82,13 @@ def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
     The largest absolute value of a row becomes 127; a value is off by half a scale at most.
     Raises WireError for values that are not finite.
     """
-    if not bool(torch.isfinite(values).all()):
-        raise WireError("a tensor with values that are not finite cannot be packed as int8")
     floats = values.float()
-    rows = floats.unsqueeze(0) if floats.dim() == 0 else floats
+    if not bool(torch.isfinite(floats).all()):
+        raise WireError("a tensor with values that are not finite cannot be packed as int8")
+    if not floats.numel():
+        return floats.to(torch.int8), floats.new_zeros(floats.shape[:-1])
+    # A single number is a row of its own.
+    rows = floats.unsqueeze(-1) if floats.dim() == 0 else floats
     scale = rows.abs().amax(dim=-1) / 127
     safe = scale.clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(-1)
     codes = (rows / safe).round().clamp(-127, 127).to(torch.int8)
@@ -84,7 +97,4 @@ def quantise_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def restore_rows(codes: Tensor, scale: Tensor) -> Tensor:
     """The float32 rows of ``quantise_rows``."""
-    rows = codes.float()
-    if codes.dim() == 0:
-        return rows * scale.squeeze(0)
-    return rows * scale.unsqueeze(-1)
+    return codes.float() * (scale if codes.dim() == 0 else scale.unsqueeze(-1))

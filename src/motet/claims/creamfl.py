@@ -1,0 +1,206 @@
+"""CreamFL's claim: the server gains from private data that it never sees, and not by smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from motet.claims.base import Claim, Expectation
+from motet.experiment.compare import Arm
+from motet.experiment.recipes import shipped_recipe
+from motet.experiment.spec import with_settings
+
+SHARED = ("rounds", "cohort", "server", "distil", "private")
+
+
+def arms() -> Sequence[Arm]:
+    """CreamFL, its ablations and controls, its baselines, and the upper bound."""
+    base = shipped_recipe("creamfl-emoji")
+
+    def changed(*settings: str) -> dict[str, Any]:
+        return with_settings(base, settings)
+
+    no_private = "method.private_passes=false"
+    no_lcr = ("method.inter=false", "method.intra=false")
+    return [
+        Arm("creamfl", base, "CreamFL"),
+        Arm("mean", changed("method.aggregation=mean"), "mean instead of GCA", "ablation"),
+        Arm("no-inter", changed("method.inter=false"), "no inter-modal contrast", "ablation"),
+        Arm("no-intra", changed("method.intra=false"), "no intra-modal contrast", "ablation"),
+        Arm("no-lcr", changed(*no_lcr), "no contrast at all", "ablation"),
+        Arm("no-private", changed(no_private), "without private passes", "control"),
+        Arm("scrambled", changed("data.scrambled=true"), "scrambled private data", "control"),
+        Arm("server-only", other(base, "server-only"), "server only", "baseline"),
+        Arm("server-only-tuned", tuned(base), "server only, tuned", "baseline"),
+        Arm("fedavg", other(as_server(base), "modal-fedavg"), "FedAvg per modality", "baseline"),
+        Arm("fediot", other(as_server(base), "fediot"), "FedIoT", "baseline"),
+        Arm("fedmd", other(base, "fedmd"), "FedMD", "baseline"),
+        Arm("fedet", other(base, "fedet"), "FedET", "baseline"),
+        Arm("fedgems", gems(base), "FedGEMS", "baseline"),
+        Arm("local", other(base, "local-only"), "sites alone", "baseline"),
+        Arm("pairs", only(base, "pair"), "image-text sites alone", "ablation"),
+        Arm("uni", only(base, "image", "text"), "one-modality sites alone", "ablation"),
+        Arm(
+            "uni-no-private",
+            with_settings(only(base, "image", "text"), [no_private]),
+            "one-modality sites alone, without private passes",
+            "control",
+        ),
+        Arm("anchors", changed("method.anchors=true"), "CreamFL with class anchors", "option"),
+        Arm(
+            "anchors-uni",
+            with_settings(only(base, "image", "text"), ["method.anchors=true"]),
+            "one-modality sites alone, with class anchors",
+            "option",
+        ),
+        Arm(
+            "anchors-uni-scrambled",
+            with_settings(
+                only(base, "image", "text"), ["method.anchors=true", "data.scrambled=true"]
+            ),
+            "one-modality sites alone, with class anchors, scrambled private data",
+            "control",
+        ),
+        Arm("central", other(base, "central"), "all private pairs in one place", "bound"),
+    ]
+
+
+def other(base: dict[str, Any], method: str, **fields: Any) -> dict[str, Any]:
+    """The same experiment with another method, given the hyper-parameters that both have."""
+    from motet.methods.registry import method_class
+
+    known = method_class(method).model_fields
+    kept = {name: base["method"][name] for name in SHARED if name in known}
+    return {**base, "method": {"name": method, **kept, **fields}}
+
+
+def gems(base: dict[str, Any]) -> dict[str, Any]:
+    """FedGEMS, which brings its own balance of labels and distillation."""
+    balance = {"weight": 0.25, "task_weight": 0.75}
+    return other(base, "fedgems", distil={**base["method"]["distil"], **balance})
+
+
+def tuned(base: dict[str, Any]) -> dict[str, Any]:
+    """The server alone at its best: dropout, and fewer epochs so that it does not overfit."""
+    values = with_settings(
+        other(base, "server-only"), ["method.server.epochs=1", "method.server.first_epochs=0"]
+    )
+    server = {
+        name: {**part, "dropout": 0.5} if isinstance(part, dict) else part
+        for name, part in base["server"].items()
+    }
+    return {**values, "server": server}
+
+
+def as_server(base: dict[str, Any]) -> dict[str, Any]:
+    """All sites with the server's encoders, as averaging weights needs it."""
+    server = base["server"]
+    populations = [
+        {
+            **population,
+            "models": [
+                {"width": server["width"], **{m: server[m] for m in population["modalities"]}}
+            ],
+        }
+        for population in base["populations"]
+    ]
+    return {**base, "populations": populations}
+
+
+def only(base: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The same experiment with these populations alone."""
+    kept = [population for population in base["populations"] if population["name"] in names]
+    return {**base, "populations": kept}
+
+
+CLAIM = Claim(
+    name="creamfl",
+    title="CreamFL's server gains from private data that it never sees",
+    paper=(
+        "Yu, Liu, Wang, Xu, Liu, ICLR 2023: with equal public data, distilling contrastively "
+        "aggregated client representations gives a better server model than the server alone and "
+        "than FedAvg, FedIoT, FedMD, FedET and FedGEMS; both contrasts and GCA add to it."
+    ),
+    arms=arms,
+    reference="creamfl",
+    metrics=("rsum", "cat@10", "best rsum", "pair sites' rsum", "MB down", "MB up"),
+    expectations=(
+        Expectation(
+            "private passes add at least 10 rsum, in every seed",
+            "creamfl",
+            "no-private",
+            "rsum",
+            least=10,
+            every=True,
+        ),
+        Expectation(
+            "meaningful private data beat scrambled ones by at least 10 rsum",
+            "creamfl",
+            "scrambled",
+            "rsum",
+            least=10,
+        ),
+        Expectation(
+            "at least 20 rsum above the server alone", "creamfl", "server-only", "rsum", least=20
+        ),
+        Expectation(
+            "at least 3 points of category share above the server alone",
+            "creamfl",
+            "server-only",
+            "cat@10",
+            least=3,
+        ),
+        Expectation(
+            "above the tuned server alone", "creamfl", "server-only-tuned", "rsum", least=0
+        ),
+        Expectation("the contrasts add at least 10 rsum", "creamfl", "no-lcr", "rsum", least=10),
+        Expectation("at least 5 rsum above FedMD", "creamfl", "fedmd", "rsum", least=5),
+        Expectation("above FedAvg per modality", "creamfl", "fedavg", "rsum", least=0),
+        Expectation("above FedIoT", "creamfl", "fediot", "rsum", least=0),
+        Expectation("above FedET", "creamfl", "fedet", "rsum", least=0),
+        Expectation("above FedGEMS", "creamfl", "fedgems", "rsum", least=0),
+        Expectation(
+            "image-text sites' own rsum at least 1.2 times that without private passes",
+            "creamfl",
+            "no-private",
+            "pair sites' rsum",
+            ratio=1.2,
+        ),
+        Expectation(
+            "image-text sites' own rsum at least 1.3 times that without contrasts",
+            "creamfl",
+            "no-lcr",
+            "pair sites' rsum",
+            ratio=1.3,
+        ),
+        Expectation(
+            "GCA within 4 rsum of the plain mean", "creamfl", "mean", "rsum", least=-4, most=4
+        ),
+        Expectation(
+            "private data of one-modality sites help (the paper's promise)",
+            "uni",
+            "uni-no-private",
+            "rsum",
+            least=0,
+        ),
+        Expectation(
+            "with class anchors (our option) they help, in every seed",
+            "anchors-uni",
+            "uni-no-private",
+            "rsum",
+            least=5,
+            every=True,
+        ),
+        Expectation(
+            "with class anchors the meaning of the labels is what helps",
+            "anchors-uni",
+            "anchors-uni-scrambled",
+            "rsum",
+            least=5,
+            every=True,
+        ),
+        Expectation("CreamFL gains from class anchors", "anchors", "creamfl", "rsum", least=0),
+    ),
+    seeds=(200, 201, 202, 203, 204, 205),
+    calibration=(0, 1, 2, 3),
+)

@@ -1,0 +1,111 @@
+"""Optimisers that can be written down: moments and rate, in place, as if nothing had been."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from motet.core import SGD, Adam, wire
+from motet.core.optim import Optimizer
+
+SPECS = [SGD(0.1), SGD(0.1, momentum=0.9, weight_decay=0.01), Adam(0.1), Adam(0.1, 0.01)]
+
+
+def line(value: float = 1.0) -> nn.Linear:
+    model = nn.Linear(2, 1)
+    with torch.no_grad():
+        model.weight.fill_(value)
+        model.bias.fill_(value)
+    return model
+
+
+def steps(model: nn.Module, optimizer: Optimizer, count: int, first: int = 1) -> None:
+    for i in range(first, first + count):
+        optimizer.step(model(torch.tensor([[1.0, float(i)]])).square().sum())
+
+
+def values(model: nn.Module) -> list[float]:
+    return torch.cat([value.detach().flatten() for value in model.parameters()]).tolist()
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_it_goes_on_as_if_it_had_not_stopped(spec: Any) -> None:
+    whole, begun, resumed = line(), line(), line(0.0)
+    steps(whole, Optimizer(whole, spec), 4)
+    optimizer = Optimizer(begun, spec)
+    steps(begun, optimizer, 2)
+    resumed.load_state_dict(begun.state_dict())
+    again = Optimizer(resumed, spec)
+    again.load(wire.decode(wire.encode(optimizer.tree())))
+    steps(resumed, again, 2, first=3)
+    assert values(resumed) == values(whole) != values(begun)
+
+
+def test_a_saved_tree_shares_nothing() -> None:
+    model = line()
+    optimizer = Optimizer(model, Adam(0.1))
+    steps(model, optimizer, 1)
+    tree = optimizer.tree()
+    before = tree["moments"]["0"]["exp_avg"].clone()
+    steps(model, optimizer, 1)
+    assert torch.equal(tree["moments"]["0"]["exp_avg"], before)
+    optimizer.load(tree)
+    steps(model, optimizer, 1)
+    assert torch.equal(tree["moments"]["0"]["exp_avg"], before)
+
+
+def test_an_empty_tree_is_a_fresh_start() -> None:
+    model = line()
+    optimizer = Optimizer(model, Adam(0.1))
+    steps(model, optimizer, 2)
+    optimizer.set_lr(0.5)
+    optimizer.load({})
+    assert optimizer.tree() == {"moments": {}, "lr": 0.1}
+
+
+def test_a_rate_that_was_changed_is_kept() -> None:
+    model = line()
+    optimizer = Optimizer(model, SGD(0.1))
+    optimizer.set_lr(0.03)
+    other = Optimizer(line(), SGD(0.1))
+    other.load(optimizer.tree())
+    assert other.inner.param_groups[0]["lr"] == 0.03
+
+
+def test_retuned_it_keeps_its_moments() -> None:
+    model = line()
+    optimizer = Optimizer(model, SGD(0.1, momentum=0.9))
+    steps(model, optimizer, 1)
+    moments = optimizer.tree()["moments"]["0"]["momentum_buffer"]
+    optimizer.retune(SGD(0.02, momentum=0.5), clip=None)
+    assert torch.equal(optimizer.tree()["moments"]["0"]["momentum_buffer"], moments)
+    assert optimizer.inner.param_groups[0]["lr"] == 0.02
+    assert optimizer.inner.param_groups[0]["momentum"] == 0.5
+    assert optimizer.inner.param_groups[0]["params"][0] is model.weight
+
+
+def test_gradients_are_clipped_over_all_parameters() -> None:
+    model = line()
+    optimizer = Optimizer(model, SGD(1.0), clip=0.5)
+    optimizer.step(100 * model(torch.tensor([[3.0, 4.0]])).sum())
+    moved = [1 - value for value in values(model)]
+    assert sum(x * x for x in moved) ** 0.5 == pytest.approx(0.5, rel=1e-4)
+
+
+def test_frozen_parameters_stay() -> None:
+    model = line()
+    model.bias.requires_grad_(False)
+    steps(model, Optimizer(model, SGD(0.1, weight_decay=0.5)), 2)
+    assert model.bias.item() == 1
+    assert model.weight[0, 0].item() != 1
+
+
+def test_gradients_of_an_earlier_step_do_not_add_up() -> None:
+    model = line(0.0)
+    optimizer = Optimizer(model, SGD(1.0))
+    for _ in range(3):
+        optimizer.step(model(torch.ones(1, 2)).sum())
+    assert model.bias.item() == -3

@@ -1,0 +1,123 @@
+"""Schemes of a recipe: plain values in, rows or whole units of a data set out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from motet.core import ConfigError, DataError, Dataset
+from motet.data import parse_partition
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def pictures(concepts: int = 40, each: int = 3) -> Dataset:
+    """Concepts of 4 groups, ``each`` pictures per concept in different styles, rows mixed."""
+    n = concepts * each
+    concept = torch.arange(n) % concepts
+    data = Dataset(
+        columns={"image": torch.zeros(n, 3, 2, 2, dtype=torch.uint8)},
+        labels=concept % 4,
+        about={
+            "concept": tuple(f"c{i:03d}" for i in concept.tolist()),
+            "style": tuple(f"s{i}" for i in (torch.arange(n) // concepts).tolist()),
+        },
+    )
+    return data.take(torch.from_numpy(rng(7).permutation(n)))
+
+
+SCHEMES = [
+    "iid",
+    {"name": "by_size", "law": "square"},
+    {"name": "by_size", "law": [1, 1, 2, 4]},
+    {"name": "dirichlet", "alpha": 0.5},
+    {"name": "dirichlet", "by": "labels", "balanced": True},
+    {"name": "pathological", "classes_per_site": 2},
+]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("unit", [None, "concept"])
+def test_schemes_cut_rows_or_whole_units(scheme: str | dict[str, Any], unit: str | None) -> None:
+    data = pictures()
+    given_ = {"name": scheme} if isinstance(scheme, str) else scheme
+    spec = parse_partition({**given_, "unit": unit})
+    parts = spec.apply(data, 4, rng(1))
+    assert torch.equal(torch.cat(parts).sort()[0], torch.arange(len(data)))
+    assert min(len(part) for part in parts) > 0
+    homes = [set(data.take(part).about["concept"]) for part in parts]
+    together = sum(len(home) for home in homes) == 40
+    assert together == (unit is not None)
+
+
+def test_a_unit_has_the_label_of_its_rows() -> None:
+    data = pictures()
+    spec = parse_partition({"name": "pathological", "unit": "concept", "classes_per_site": 1})
+    assert data.labels is not None
+    for part in spec.apply(data, 4, rng()):
+        assert len(set(data.labels[part].tolist())) == 1
+
+
+def test_dirichlet_keeps_to_min_rows_and_balance_of_the_recipe() -> None:
+    data = pictures(400)
+    plain = {"name": "dirichlet", "alpha": 0.3}
+    spread = {}
+    for extra in ({}, {"min_rows": 150}, {"balanced": True}):
+        parts = parse_partition({**plain, **extra}).apply(data, 6, rng(2))
+        sizes = [len(part) for part in parts]
+        spread[tuple(extra)] = (min(sizes), max(sizes))
+    assert spread[()][0] < 100
+    assert spread["min_rows",][0] >= 150
+    assert spread["balanced",][1] < spread[()][1]
+
+
+def test_label_skew_may_go_by_another_column() -> None:
+    data = pictures()
+    spec = parse_partition({"name": "pathological", "by": "style", "classes_per_site": 1})
+    parts = spec.apply(data, 3, rng())
+    owned = [set(data.take(part).about["style"]) for part in parts]
+    assert sorted(map(sorted, owned)) == [["s0"], ["s1"], ["s2"]]
+
+
+def test_a_scheme_by_style_is_natural() -> None:
+    data = pictures()
+    parts = parse_partition({"name": "natural", "by": "style"}).apply(data, 3, rng())
+    assert [set(data.take(part).about["style"]) for part in parts] == [{"s0"}, {"s1"}, {"s2"}]
+
+
+def test_a_unit_counts_as_one_row_for_min_rows() -> None:
+    spec = parse_partition({"name": "dirichlet", "unit": "concept", "min_rows": 15, "alpha": 10})
+    with pytest.raises(DataError, match="with each concept counted as one row, 40 rows"):
+        spec.apply(pictures(), 4, rng())
+
+
+def test_schemes_name_the_columns_that_there_are() -> None:
+    data = pictures()
+    with pytest.raises(ConfigError, match=r"partition.by: .*'tone'; write one of concept, labels"):
+        parse_partition({"name": "dirichlet", "by": "tone"}).apply(data, 2, rng())
+    with pytest.raises(ConfigError, match=r"partition.unit: .*'tone'"):
+        parse_partition({"name": "iid", "unit": "tone"}).apply(data, 2, rng())
+    bare = Dataset(columns={"text": ("a", "b")})
+    with pytest.raises(ConfigError, match="'labels'; it has neither labels nor others"):
+        parse_partition("dirichlet").apply(bare, 2, rng())
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"name": "iid", "alpha": 1}, "data.partition.alpha: there is no such field here"),
+        ({"name": "dirichlet", "alpha": -1}, "data.partition.alpha: .* not -1"),
+        ({"name": "dirichlat"}, "there is no 'dirichlat'; write one of 'iid', 'by_size'"),
+        ({"alpha": 1}, "data.partition: name is missing"),
+        ("natural", "data.partition.by: is missing"),
+        ({"name": "by_size", "law": "cubic"}, "data.partition.law: .*'square'.* not 'cubic'"),
+    ],
+)
+def test_bad_schemes_name_field_and_value(value: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_partition(value, "data.partition")

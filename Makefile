@@ -50,7 +50,7 @@ report: $(BASE) ## the report of the newest run; RUN=folder for another
 
 docs: $(DOCS) ## build the documentation into site/
 	@$(BIN)/motet docs
-	@DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --quiet --strict
+	@DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 install: $(DEV) ## everything that the other targets need, without running them
 

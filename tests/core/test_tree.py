@@ -43,7 +43,10 @@ def test_every_tensor_is_mapped_and_nothing_else() -> None:
 
 
 def test_a_mean_weighs_its_trees() -> None:
-    trees = [{"w": torch.tensor([0.0, 4.0]), "n": 1}, {"w": torch.tensor([4.0, 0.0]), "n": 5}]
+    trees: list[Any] = [
+        {"w": torch.tensor([0.0, 4.0]), "n": 1},
+        {"w": torch.tensor([4.0, 0.0]), "n": 5},
+    ]
     found = mean(trees, [3, 1])
     assert found["w"].tolist() == [1, 3]
     assert found["n"] == 2

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from motet.core.errors import DataError
 from motet.core.rng import generator, seeded
-from motet.models.hog import FEATURES, HogMLP, histograms, picture_features
+from motet.models.hog import BLOCKS, FEATURES, HogMLP, histograms, picture_features
 
 
 def pictures(n: int, side: int = 64, seed: int = 0) -> Tensor:
@@ -57,16 +57,21 @@ def test_histograms_have_unit_norm_and_a_blank_picture_none() -> None:
     torch.testing.assert_close(norms, torch.tensor([1.0, 0.0]))
 
 
-def test_blocks_have_their_weights_and_places() -> None:
+def test_blocks_have_their_places() -> None:
     picture = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
     picture[:, 0, :8, :8] = 255
     features = picture_features(picture)[0]
-    hog, coarse, fine = features[:128], features[128:176], features[176:]
-    assert hog.norm().item() == pytest.approx(2)
+    hog, coarse, fine = features.split(BLOCKS)
+    assert hog.norm().item() == pytest.approx(1)
     assert coarse.view(3, 4, 4)[0, 0, 0].item() == pytest.approx(0.25)
     assert coarse.count_nonzero() == 1
-    assert fine.view(3, 8, 8)[0, 0, 0].item() == pytest.approx(0.5)
+    assert fine.view(3, 8, 8)[0, 0, 0].item() == pytest.approx(1)
     assert fine.count_nonzero() == 1
+
+
+def test_blocks_have_their_weights() -> None:
+    weights = [block.unique().tolist() for block in HogMLP().scale.split(BLOCKS)]
+    assert weights == [[2.0], [1.0], [0.5]]
 
 
 def test_a_row_does_not_see_its_neighbours() -> None:
@@ -76,32 +81,55 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     torch.testing.assert_close(features[[3, 555]], HogMLP().prepare(many[[3, 555]]))
 
 
-def test_calibration_centres_public_features_with_one_spread() -> None:
+def test_calibration_standardises_public_features_and_weights_the_blocks() -> None:
     encoder = HogMLP()
     public = pictures(40, seed=1)
     encoder.calibrate(public)
-    seen = (encoder.prepare(public) - encoder.mean) / encoder.scale
+    seen = (encoder.prepare(public) - encoder.mean) * encoder.scale
     torch.testing.assert_close(seen.mean(dim=0), torch.zeros(368), atol=1e-5, rtol=0)
-    assert seen.square().mean().item() == pytest.approx(1, abs=1e-4)
-    assert encoder.scale.ndim == 0
+    spreads = seen.std(dim=0, correction=0).split(BLOCKS)
+    for spread, weight in zip(spreads, (2.0, 1.0, 0.5), strict=True):
+        torch.testing.assert_close(spread, torch.full_like(spread, weight), atol=1e-3, rtol=0)
+
+
+def test_the_calibration_is_stored_but_not_trained() -> None:
+    encoder = HogMLP()
     assert {"mean", "scale"} <= set(encoder.state_dict())
     assert {"mean", "scale"}.isdisjoint(dict(encoder.named_parameters()))
+    encoder.calibrate(pictures(40, seed=1))
+    twin = HogMLP()
+    twin.load_state_dict(encoder.state_dict())
+    x = encoder.prepare(pictures(3))
+    assert twin(x).equal(encoder(x))
 
 
 def test_forward_reads_the_calibration() -> None:
     encoder = HogMLP()
     x = encoder.prepare(pictures(3))
     before = encoder(x)
-    torch.testing.assert_close(before, encoder.layers(x))
     encoder.calibrate(pictures(40, seed=1))
-    torch.testing.assert_close(encoder(x), encoder.layers((x - encoder.mean) / encoder.scale))
+    torch.testing.assert_close(encoder(x), encoder.layers((x - encoder.mean) * encoder.scale))
     assert not torch.allclose(before, encoder(x))
+
+
+def test_a_corner_almost_blank_in_public_does_not_blow_up() -> None:
+    public = pictures(40, seed=1)
+    public[:, :, :32, :32] = 255
+    public[:, :, 3, 3] = 254
+    public[0, :, 3, 3] = 255
+    encoder = HogMLP()
+    encoder.calibrate(public)
+    seen = (encoder.prepare(pictures(40)) - encoder.mean) * encoder.scale
+    assert seen.isfinite().all()
+    # Ten times the weight of a feature that spreads as wide as its block.
+    for scale in encoder.scale.split(BLOCKS):
+        assert scale.max() < 15 * scale.median()
 
 
 def test_one_public_picture_leaves_the_scale_alone() -> None:
     encoder = HogMLP()
     encoder.calibrate(pictures(1))
-    assert encoder.scale == 1
+    assert encoder.scale.equal(HogMLP().scale)
     assert encoder(encoder.prepare(pictures(4))).isfinite().all()
 
 

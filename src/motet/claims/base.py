@@ -56,8 +56,9 @@ class Expectation:
 class Claim:
     """The registered experiment behind a method's claim.
 
-    seeds: not those on which anything was chosen (``calibration``). notes: what does not hold, or
-    must be known to read the figures.
+    seeds: not those on which anything was chosen (``calibration``). checks: further experiments
+    on these seeds, each judged as {"text", "figure", "holds"}. notes: what does not hold, or must
+    be known to read the figures.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Claim:
     expectations: tuple[Expectation, ...]
     seeds: tuple[int, ...]
     calibration: tuple[int, ...] = ()
+    checks: Callable[[Sequence[int]], Sequence[Plain]] = lambda seeds: ()
     notes: str = ""
 
 
@@ -115,6 +117,8 @@ def run_claim(
         for expectation in claim.expectations
         if {expectation.arm, expectation.other} <= names
     ]
+    if only is None:
+        judged += claim.checks(chosen)
     return replace(comparison, expectations=tuple(judged))
 
 

@@ -12,7 +12,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from motet.core.errors import StoreError
+from motet.core.errors import ConfigError, StoreError
 
 Event: TypeAlias = dict[str, Any]
 
@@ -34,12 +34,16 @@ class Events:
         self._listeners.append(listener)
 
     def add(self, kind: str, /, **fields: Any) -> None:
-        """Appends one event; raises StoreError when the disk will not take it."""
+        """Appends one event of plain values; raises StoreError when the disk will not take it."""
         event: Event = {"event": kind, "time": round(time.time(), 3), **fields}
+        try:
+            line = json.dumps(event) + "\n"
+        except TypeError as error:
+            raise ConfigError(f"event {kind!r} cannot be written down: {error}") from None
         if self._file is None:
             self.memory.append(event)
         else:
-            _append(self._file, json.dumps(event) + "\n")
+            _append(self._file, line)
         for listener in self._listeners:
             listener(event)
 

@@ -111,6 +111,9 @@ class Federation(Learner):
             self.events.add("started")
             sites = {name: asdict(traits) for name, traits in self.engine.sites().items()}
             self.events.add("sites", sites=sites)
+            if self._store is not None:
+                # A run that was killed before its first checkpoint may have left something.
+                self._tell("@restore", sorted(sites), version=0, newest=0)
         else:
             self.events.add("resumed", version=at.version, loop=at.loop, round=at.round)
         with seeded(self.seed, HUB, "start"):

@@ -143,10 +143,10 @@ def _pictures(size: int) -> Mapping[str, Any]:
     table = _table("pictures")
     frames = numpy.empty((table.num_rows, size, size, 3), dtype=numpy.uint8)
     for i, picture in enumerate(table["picture"].to_pylist()):
-        image = Image.open(io.BytesIO(picture))
+        image = Image.open(io.BytesIO(picture)).convert("RGB")
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BOX)
-        frames[i] = numpy.asarray(image.convert("RGB"))
+        frames[i] = numpy.asarray(image)
     columns = {name: table[name].to_pylist() for name in table.column_names if name != "picture"}
     return {**columns, "image": torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()}
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import motet
 from motet.core.errors import ConfigError
 from motet.experiment.spec import read_recipe
 
 # Inside an installed package recipes lie beside the modules, in a checkout at its top.
 _PLACES = (
-    Path(motet.__file__).parent / "recipes",
-    Path(motet.__file__).parents[2] / "recipes",
+    Path(__file__).parents[1] / "recipes",
+    Path(__file__).parents[3] / "recipes",
 )
 
 

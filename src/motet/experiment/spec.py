@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from motet.core import ConfigError, Kind, Method
 from motet.data.missing import Missing
 from motet.data.partition import Iid, Partition
+from motet.experiment.explain import explain
 from motet.methods.registry import method_class
 from motet.models.registry import ModelSpec
 
@@ -133,29 +134,16 @@ def _validated(cls: type[BaseModel], values: Any, where: str) -> Any:
         raise ValueError(explain(error, where, cls)) from None
 
 
-def explain(error: ValidationError, where: str, cls: type[BaseModel] | None = None) -> str:
-    """A validation error as one sentence: field, value, what is allowed."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in (where, *first["loc"]) if str(part))
-    if first["type"] == "value_error":
-        reason = str(first["ctx"]["error"])
-        return f"{path}: {reason}" if path and not reason.startswith(path) else reason
-    if first["type"] == "extra_forbidden":
-        known = (
-            f"; it knows {', '.join(cls.model_fields)}" if cls and len(first["loc"]) == 1 else ""
-        )
-        return f"{path}: there is no such field{known}"
-    if first["type"] == "missing":
-        return f"{path}: is missing; {first['msg'].lower()}"
-    return f"{path} = {first['input']!r}: {first['msg'].lower()}"
-
-
 def parse_experiment(values: Any, where: str = "") -> Experiment:
-    """A checked experiment from plain values; raises ConfigError naming the field."""
+    """A checked experiment from plain values; raises ConfigError naming the field.
+
+    where: the file that they come from, for the error.
+    """
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(error, where, Experiment)) from None
+        prefix = f"{where}: " if where else ""
+        raise ConfigError(prefix + explain(error, "", Experiment)) from None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -172,7 +160,10 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def with_settings(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """The values with "a.b.0.c=value" settings applied; values are read as YAML."""
+    """The values with "a.b.0.c=value" settings applied; values are read as YAML.
+
+    An entry of a list is named by its number from 0, or by its name: populations.image.count=3.
+    """
     result: dict[str, Any] = _copy(values)
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -190,9 +181,7 @@ def _assign(node: Any, path: Sequence[str], value: Any, setting: str) -> None:
     head, rest = path[0], path[1:]
     key: Any = head
     if isinstance(node, list):
-        if not head.isdigit() or int(head) >= len(node):
-            raise ConfigError(f"--set {setting!r}: {head} is not one of the {len(node)} entries")
-        key = int(head)
+        key = _entry(node, head, setting)
     elif not isinstance(node, dict):
         raise ConfigError(f"--set {setting!r}: {head} is inside something that is not a mapping")
     if not rest:
@@ -203,6 +192,21 @@ def _assign(node: Any, path: Sequence[str], value: Any, setting: str) -> None:
         old = node.get(key)
         node[key] = {"name": old} if isinstance(old, str) else {}
     _assign(node[key], rest, value, setting)
+
+
+def _entry(entries: list[Any], head: str, setting: str) -> int:
+    """Position in a list, given as a number from 0 or as the name of the entry."""
+    names = [entry.get("name") if isinstance(entry, dict) else None for entry in entries]
+    if head in names:
+        return names.index(head)
+    if head.isdigit() and int(head) < len(entries):
+        return int(head)
+    known = [name for name in names if isinstance(name, str)]
+    listed = f" or its name: {', '.join(known)}" if known else ""
+    numbers = f"from 0 to {len(entries) - 1}" if entries else "(there are no entries)"
+    raise ConfigError(
+        f"--set {setting!r}: there is no entry {head!r}; write a number {numbers}{listed}"
+    )
 
 
 def _copy(value: Any) -> Any:

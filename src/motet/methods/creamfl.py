@@ -166,7 +166,7 @@ class CreamFL(Method):
 
         return loss
 
-    def aggregate(self, replies: Replies, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def aggregate(self, replies: Replies, ours: Tree) -> dict[str, Tensor]:
         """Modality -> target [P, d], for the modalities that some client sent."""
         targets: dict[str, Tensor] = {}
         for name in ours:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from motet.core import Adam, Batch, Dataset, Federation, Kind, Output, Site, Tree
+from motet.core import Adam, Batch, DataError, Dataset, Federation, Kind, Output, Site, Tree
 from motet.core.learner import Learner, Loss
 from motet.nn.functional import (
     class_separation,
@@ -158,11 +158,18 @@ class Private(Part):
 
     def classify(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy with margin and class separation: mean over the batch."""
-        loss = shifted_cross_entropy(model(batch).logits, batch.labels, self.margin)
+        loss = shifted_cross_entropy(model(batch).logits, labels_of(batch), self.margin)
         if self.separation:
             head: Any = model.head
             loss = loss + self.separation * class_separation(head.weight)
         return loss
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The batch's labels; raises DataError when its rows have none."""
+    if batch.labels is None:
+        raise DataError("these rows have no labels to classify by; give the site pairs instead")
+    return batch.labels
 
 
 def anchor_loss(anchors: Tensor, tau: float) -> Loss:
@@ -170,7 +177,7 @@ def anchor_loss(anchors: Tensor, tau: float) -> Loss:
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         (z,) = model(batch).features.values()
-        return F.cross_entropy(z @ anchors.T / tau, batch.labels)
+        return F.cross_entropy(z @ anchors.T / tau, labels_of(batch))
 
     return loss
 

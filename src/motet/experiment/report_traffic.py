@@ -1,0 +1,117 @@
+"""What left every site and what reached it: bytes per kind and direction, counted on frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from motet.core.events import Event
+from motet.core.kinds import Kind
+from motet.core.messages import OTHER
+
+FRAME = "frame"
+REST = "rest"
+EVALUATE = "evaluate"
+
+ABOUT: Mapping[str, str] = {
+    Kind.WEIGHTS: "parameters of a model",
+    Kind.CONTROL: "steering, such as the numbers of public rows to use",
+    Kind.GRADIENTS: "changes that private rows ask of a model's parameters",
+    Kind.REPRESENTATIONS: "vectors that a model makes of rows",
+    Kind.LOGITS: "scores of the classes that a model gives to rows",
+    Kind.VOTES: "rankings or choices",
+    Kind.SKETCH: "compressed summaries",
+    Kind.ACTIVATIONS: "values from inside a model, one set per row",
+    Kind.SYNTHETIC: "rows that a model invented",
+    Kind.LABELS: "classes of rows",
+    Kind.METRIC: "results of evaluation",
+    OTHER: "tensors of no declared kind",
+    REST: "names, single numbers, metrics and the frame around them",
+}
+
+
+@dataclass
+class Flow:
+    """Bytes of one direction: all frames, the tensors in them by kind, how many messages."""
+
+    frames: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    messages: int = 0
+
+    def add(self, counts: Mapping[str, int]) -> None:
+        """Adds one message's counts as the events hold them."""
+        self.messages += 1
+        self.frames += counts[FRAME]
+        for kind, size in counts.items():
+            if kind != FRAME:
+                self.kinds[kind] = self.kinds.get(kind, 0) + size
+
+    def of(self, kind: str) -> int:
+        """Bytes of a kind; ``REST`` is what the frames hold beside tensors."""
+        if kind == REST:
+            return max(self.frames - sum(self.kinds.values()), 0)
+        return self.kinds.get(kind, 0)
+
+
+@dataclass
+class Traffic:
+    """Both directions, in total, per site and per operation."""
+
+    down: Flow = field(default_factory=Flow)
+    up: Flow = field(default_factory=Flow)
+    sites: dict[str, dict[str, Flow]] = field(default_factory=dict)
+    operations: dict[str, dict[str, Flow]] = field(default_factory=dict)
+    # Site -> rounds in which it did more than evaluate, and all in which it answered.
+    worked: dict[str, set[str]] = field(default_factory=dict)
+    answered: dict[str, set[str]] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Kinds that were seen in either direction, most bytes first, and the rest at the end."""
+        seen = {*self.down.kinds, *self.up.kinds}
+        return [*sorted(seen, key=lambda k: (-self.down.of(k) - self.up.of(k), k)), REST]
+
+    @property
+    def kinds_up(self) -> list[str]:
+        """Kinds of tensors that left a site."""
+        return [kind for kind in self.kinds if kind != REST and self.up.of(kind)]
+
+    @property
+    def never_up(self) -> list[str]:
+        """Kinds of tensors that no site sent; metrics travel as plain numbers and are not one."""
+        told = {*self.kinds_up, Kind.METRIC}
+        return [str(kind) for kind in Kind if kind not in told]
+
+    def participations(self, site: str) -> int:
+        """Rounds in which a site took part; evaluation counts where it was all that was asked."""
+        busy = any(self.worked.values())
+        return len((self.worked if busy else self.answered).get(site, set()))
+
+
+def traffic_of(events: Sequence[Event]) -> Traffic:
+    """Sums up the replies of a run; a request that failed counts on its way down."""
+    total = Traffic()
+    for event in events:
+        if event["event"] in ("replied", "failed") and "down" in event:
+            _add(total, event)
+    return total
+
+
+def _add(total: Traffic, event: Mapping[str, Any]) -> None:
+    site, op = event["site"], event["op"]
+    flows = (
+        {"down": total.down, "up": total.up},
+        total.sites.setdefault(site, {"down": Flow(), "up": Flow()}),
+        total.operations.setdefault(op, {"down": Flow(), "up": Flow()}),
+    )
+    for pair in flows:
+        for way, flow in pair.items():
+            if way in event:
+                flow.add(event[way])
+    if event["event"] == "replied":
+        # A tag begins with loop and round.
+        moment = event["tag"].rpartition(".")[0]
+        total.answered.setdefault(site, set()).add(moment)
+        if op != EVALUATE:
+            total.worked.setdefault(site, set()).add(moment)

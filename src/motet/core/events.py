@@ -41,7 +41,7 @@ class Events:
         except TypeError as error:
             raise ConfigError(f"event {kind!r} cannot be written down: {error}") from None
         if self._file is None:
-            self.memory.append(event)
+            self.memory.append(json.loads(line))
         else:
             _append(self._file, line)
         for listener in self._listeners:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -28,9 +29,27 @@ class Row:
     about: str
 
 
-def rows_of(cls: type[BaseModel]) -> list[Row]:
-    """All fields of a model, those of nested groups by their dotted names."""
-    return list(_rows(cls, None, ""))
+def rows_of(cls: type[BaseModel], doc: str | None = None) -> list[Row]:
+    """All fields of a model, those of nested groups by their dotted names.
+
+    doc: the docstring of a function whose parameters these are; its "name: meaning" says what a
+    field without a description means.
+    """
+    rows = list(_rows(cls, None, ""))
+    meanings = _meanings(doc or "", [row.name for row in rows])
+    return [replace(row, about=row.about or meanings.get(row.name, "")) for row in rows]
+
+
+def _meanings(doc: str, names: list[str]) -> dict[str, str]:
+    """Name -> what follows "name: " or "name, other: " in a docstring, up to the next of them."""
+    name = f"(?:{'|'.join(map(re.escape, names))})"
+    start = rf"(?:^|(?<=\s))((?:{name}, )*{name}): "
+    found = {}
+    for paragraph in inspect.cleandoc(doc).split("\n\n"):
+        parts = re.split(start, " ".join(paragraph.split()))
+        for heads, text in zip(parts[1::2], parts[2::2], strict=True):
+            found |= dict.fromkeys(heads.split(", "), text.strip(" ."))
+    return found
 
 
 def _rows(cls: type[BaseModel], defaults: BaseModel | None, prefix: str) -> Iterator[Row]:

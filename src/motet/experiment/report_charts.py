@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
@@ -244,9 +243,3 @@ def cells(counts: Sequence[int], names: Sequence[str], most: int, *, label: str)
         cell = _add(root, "rect", **place, fill_opacity=f"{strength:.2f}")
         _add(cell, "title", f"{names[i] if i < len(names) else i}: {count}")
     return _markup(root)
-
-
-def steps(points: Sequence[tuple[float, float]]) -> str:
-    """How often a curve rose, for the text that stands in for it."""
-    rises = sum(b[1] > a[1] for a, b in pairwise(points))
-    return f"rose in {rises} of {len(points) - 1} steps"

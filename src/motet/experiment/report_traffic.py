@@ -9,7 +9,10 @@ from typing import Any
 from motet.core.events import Event
 from motet.core.kinds import Kind
 from motet.core.messages import OTHER
+from motet.experiment.report_charts import bar
+from motet.experiment.report_text import listed, size
 
+Plain = dict[str, Any]
 FRAME = "frame"
 REST = "rest"
 EVALUATE = "evaluate"
@@ -115,3 +118,61 @@ def _add(total: Traffic, event: Mapping[str, Any]) -> None:
         total.answered.setdefault(site, set()).add(moment)
         if op != EVALUATE:
             total.worked.setdefault(site, set()).add(moment)
+
+
+def traffic_view(names: Sequence[str], traffic: Traffic) -> Plain:
+    """Bytes by kind, site and operation; names: sites in the order of the tables."""
+    kinds = [kind for kind in traffic.kinds if kind != REST]
+    colours = {kind: f"hue-{1 + number % 6}" for number, kind in enumerate(kinds)}
+    colours[REST] = "hue-0"
+    shown = [kind for kind in traffic.kinds if traffic.up.of(kind) or traffic.down.of(kind)]
+    most = max((flows["up"].frames for flows in traffic.sites.values()), default=0)
+    sites = [site for site in names if site in traffic.sites]
+    return {
+        "kinds": [
+            {
+                "name": _kind(kind),
+                "hue": colours[kind],
+                "about": ABOUT.get(kind, ""),
+                "up": size(traffic.up.of(kind)),
+                "down": size(traffic.down.of(kind)),
+            }
+            for kind in shown
+        ],
+        "up": size(traffic.up.frames),
+        "down": size(traffic.down.frames),
+        "up_kinds": [_kind(kind) for kind in shown if traffic.up.of(kind)],
+        "sites": [_site_bytes(site, traffic, shown, colours, most) for site in sites],
+        "operations": [
+            {
+                "name": name,
+                "count": f"{flows['up'].messages:,}",
+                "down": size(flows["down"].frames),
+                "up": size(flows["up"].frames),
+                "kinds": listed([k for k in flows["up"].kinds if flows["up"].of(k)]) or "–",
+            }
+            for name, flows in traffic.operations.items()
+        ],
+        "sent": listed(traffic.kinds_up),
+        "never": listed(traffic.never_up, "or"),
+    }
+
+
+def _kind(kind: str) -> str:
+    return "everything else" if kind == REST else kind
+
+
+def _site_bytes(
+    site: str, traffic: Traffic, kinds: Sequence[str], colours: Mapping[str, str], most: int
+) -> Plain:
+    up = traffic.sites[site]["up"]
+    parts = [(float(up.of(kind)), colours[kind]) for kind in kinds]
+    told = listed([f"{size(up.of(kind))} {_kind(kind)}" for kind in kinds if up.of(kind)])
+    return {
+        "name": site,
+        "bar": bar(parts, float(most), label=f"left {site}: {told}"),
+        "kinds": [size(up.of(kind)) for kind in kinds if traffic.up.of(kind)],
+        "up": size(up.frames),
+        "down": size(traffic.sites[site]["down"].frames),
+        "messages": f"{up.messages:,}",
+    }

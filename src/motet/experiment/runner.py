@@ -23,6 +23,7 @@ from motet.core.tree import weights_of
 from motet.engines.serial import Serial
 from motet.evaluate.suite import evaluate
 from motet.experiment.build import Parties, build_parties
+from motet.experiment.gallery import choose_queries, gallery_json, snapshot
 from motet.experiment.spec import Experiment, parse_experiment, read_recipe
 from motet.models.base import MultimodalModel
 from motet.protect.compress import Codec
@@ -32,6 +33,7 @@ EVENTS = "events.jsonl"
 METRICS = "metrics.csv"
 ENVIRONMENT = "environment.json"
 MODEL = "model.safetensors"
+GALLERY = "gallery.json"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _run(
     history = events.memory if folder is None else read_events(folder / EVENTS)
     assert model is None or isinstance(model, MultimodalModel)
     if folder is not None:
-        _finish_folder(folder, history, model)
+        _finish_folder(folder, history, parties, model)
     return Result(experiment, history, model, parties.test, folder)
 
 
@@ -170,10 +172,20 @@ def environment() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.machine(), **packages}
 
 
-def _finish_folder(folder: Path, events: list[Event], model: MultimodalModel | None) -> None:
+def _finish_folder(
+    folder: Path, events: list[Event], parties: Parties, model: MultimodalModel | None
+) -> None:
     write_atomic(folder / METRICS, metrics_csv(events).encode())
-    if model is not None:
-        write_atomic(folder / MODEL, wire.encode(weights_of(model)))
+    if model is None or parties.build_server is None:
+        return
+    write_atomic(folder / MODEL, wire.encode(weights_of(model)))
+    if {"image", "text"} <= set(model.modalities) & set(parties.test.modalities):
+        queries = choose_queries(parties.test)
+        stages = {
+            "before": snapshot(parties.build_server(), parties.test, queries=queries),
+            "after": snapshot(model, parties.test, queries=queries),
+        }
+        write_atomic(folder / GALLERY, gallery_json(stages, parties.test))
 
 
 def metrics_csv(events: Sequence[Event]) -> str:

@@ -1,0 +1,177 @@
+"""Result, key figures, curves and sites of a run as plain values for the template."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from motet.experiment.report_charts import Line, line_chart, spark
+from motet.experiment.report_run import HUB, RunFiles, Series
+from motet.experiment.report_text import (
+    METRICS,
+    NOTES,
+    digits_for,
+    listed,
+    mean,
+    number,
+    plural,
+    size,
+)
+from motet.experiment.report_traffic import Flow, Traffic
+
+Plain = dict[str, Any]
+MANY = 12
+RECALLS = {
+    "t2i_r10": ("text → picture @10", "hue-2"),
+    "t2i_r5": ("text → picture @5", "hue-3"),
+    "t2i_r1": ("text → picture @1", "hue-1"),
+    "i2t_r10": ("picture → text @10", "hue-2"),
+    "i2t_r5": ("picture → text @5", "hue-3"),
+    "i2t_r1": ("picture → text @1", "hue-1"),
+}
+
+
+def hues(run: RunFiles) -> dict[str, str]:
+    """Modalities of sites, joined by " + " -> the hue of all such sites."""
+    found = dict.fromkeys(_modalities(info) for info in run.sites.values())
+    return {name: f"hue-{1 + number % 6}" for number, name in enumerate(sorted(found))}
+
+
+def _modalities(info: Mapping[str, Any]) -> str:
+    return " + ".join(info["modalities"])
+
+
+def result_sentence(run: RunFiles) -> str:
+    """What came out: the hub's own metric from the first to the last report, or its sites'."""
+    done, planned = run.rounds
+    state = run.status["state"]
+    if not run.series:
+        told = run.status["error"] or "Nothing has been measured yet."
+        return f"Stopped before anything was measured: {told}" if state == "stopped" else told
+    opening = f"After {done} of {plural(planned, 'round')}" if done < planned else ""
+    opening = opening or f"After {plural(done, 'round')}"
+    metric = run.own_metric(HUB)
+    if metric:
+        who, curve = "the server", run.series[HUB, metric]
+        over = f"on {curve.rows:,} test rows" if curve.rows else ""
+    else:
+        metric, curve = _mean_of_sites(run)
+        who, over = "a site on average", "on its own test rows"
+    (x, first), (_, last) = curve.first, curve.last
+    digits = digits_for([first, last])
+    name = METRICS.get(metric, metric).replace(", %", "")
+    text = f"{opening}, {who} reaches {name} {number(last, digits)} {over}".rstrip()
+    if len(curve.points) > 1:
+        text += f", from {number(first, digits)} after round {x}"
+    return f"{text}."
+
+
+def _mean_of_sites(run: RunFiles) -> tuple[str, Series]:
+    """The metric that most sites are judged by, averaged over them."""
+    judged = Counter(run.own_metric(site) for site in run.parties)
+    metric = judged.most_common(1)[0][0] if judged else ""
+    curves = [run.series[site, metric] for site in run.parties if (site, metric) in run.series]
+    rounds = sorted({x for curve in curves for x, _ in curve.points})
+    by_round = [{**dict(curve.points)} for curve in curves]
+    points = tuple((x, mean([own[x] for own in by_round if x in own])) for x in rounds)
+    return metric, Series(points)
+
+
+def key_figures(run: RunFiles, traffic: Traffic) -> list[Plain]:
+    """The few numbers at the top: label, value, remark."""
+    figures: list[Plain] = []
+    metric = run.own_metric(HUB)
+    if metric:
+        curve = run.series[HUB, metric]
+        (x, first), (_, last) = curve.first, curve.last
+        digits = digits_for([last])
+        remark = f"{number(last - first, digits, sign=True)} since round {x}"
+        name = METRICS.get(metric, metric)
+        figures.append({"label": f"server, {name}", "value": number(last, digits), "note": remark})
+    kinds = Counter(_modalities(info) or "unknown" for info in run.sites.values())
+    shares = listed([f"{count} {name}" for name, count in sorted(kinds.items())])
+    if run.sites:
+        figures.append({"label": "sites", "value": f"{len(run.sites)}", "note": shares})
+    if traffic.up.messages:
+        what = listed(traffic.kinds_up) or "no tensors"
+        left, came = size(traffic.up.frames), size(traffic.down.frames)
+        figures.append({"label": "left the sites", "value": left, "note": what})
+        figures.append({"label": "reached the sites", "value": came, "note": ""})
+    return figures
+
+
+def curve_charts(run: RunFiles) -> list[Plain]:
+    """Charts of the hub's metrics and of each metric that sites are judged by."""
+    hub = run.metrics_of(HUB)
+    charts: list[Plain] = []
+    own = run.own_metric(HUB)
+    recalls = [name for name in RECALLS if name in hub]
+    if own:
+        charts.append(_chart("Server", own, [_line("server", hub[own], "hue-1")]))
+    if recalls:
+        lines = [_recall(name, hub[name]) for name in recalls]
+        charts.append(_chart("Server", "recall, %", lines))
+    for name in hub:
+        if name not in (own, *recalls):
+            charts.append(_chart("Server", name, [_line("server", hub[name], "hue-1")]))
+    colours = hues(run)
+    for metric in dict.fromkeys(run.own_metric(site) for site in run.parties):
+        sites = [site for site in run.parties if run.own_metric(site) == metric]
+        lines = [
+            _line(site, run.series[site, metric], colours[_modalities(run.sites[site])])
+            for site in sites
+        ]
+        charts.append(_chart("Sites", metric, lines))
+    return charts
+
+
+def _line(label: str, curve: Series, hue: str) -> Line:
+    last = curve.last[1]
+    return Line(f"{label} {number(last, digits_for([last]))}", curve.points, hue)
+
+
+def _recall(name: str, curve: Series) -> Line:
+    label, hue = RECALLS[name]
+    return Line(f"{label}  {number(curve.last[1])}", curve.points, hue, name.startswith("i2t"))
+
+
+def _chart(who: str, metric: str, lines: Sequence[Line]) -> Plain:
+    name = METRICS.get(metric, metric)
+    many = len(lines) > MANY
+    note = f"{plural(len(lines), 'site')}; names and values are in the table" if many else ""
+    told = listed([line.label for line in lines[:MANY]])
+    svg = line_chart(lines, label=f"{who}, {name}, over rounds; at the end: {told}")
+    return {"who": who, "name": name, "note": note or NOTES.get(metric, ""), "svg": svg}
+
+
+def site_rows(run: RunFiles, traffic: Traffic) -> list[Plain]:
+    """The table of sites."""
+    colours = hues(run)
+    done = run.rounds[0]
+    rows: list[Plain] = []
+    for site, info in run.sites.items():
+        metric = run.own_metric(site)
+        curve = run.series.get((site, metric), Series(()))
+        flows = traffic.sites.get(site, {"down": Flow(), "up": Flow()})
+        ends = (curve.first[1], curve.last[1])
+        digits = digits_for(ends)
+        rows.append(
+            {
+                "name": site,
+                "hue": colours[_modalities(info)],
+                "modalities": _modalities(info) or "–",
+                "rows": "–" if info["rows"] is None else f"{info['rows']:,}",
+                "model": info["model"] or "–",
+                "metric": METRICS.get(metric, metric).replace(", %", "") or "–",
+                "first": number(ends[0], digits),
+                "last": number(ends[1], digits),
+                "spark": spark([y for _, y in curve.points]) if metric else Markup(""),
+                "down": size(flows["down"].frames),
+                "up": size(flows["up"].frames),
+                "rounds": f"{traffic.participations(site)} of {done}",
+            }
+        )
+    return rows

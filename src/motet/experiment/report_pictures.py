@@ -1,0 +1,78 @@
+"""Retrieval pictures and the preview of the data as plain values for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from motet.experiment.report_charts import cells
+from motet.experiment.report_text import plural
+
+Plain = dict[str, Any]
+
+
+def gallery_view(gallery: Mapping[str, Any]) -> Plain:
+    """Queries with what every stage found for them; empty without pictures."""
+    stages: Mapping[str, Sequence[Plain]] = gallery.get("stages", {})
+    if not stages or not any(stages.values()):
+        return {}
+    pictures = gallery["pictures"]
+    by_query: dict[int, dict[str, Plain]] = {}
+    for stage, found in stages.items():
+        for item in found:
+            by_query.setdefault(item["query"], {})[stage] = item
+    queries = [
+        {
+            "wanted": pictures[str(row)],
+            "stages": [_found(stage, own[stage], pictures) for stage in stages if stage in own],
+        }
+        for row, own in by_query.items()
+    ]
+    shown = [item for found in stages.values() for item in found]
+    return {
+        "queries": queries,
+        "stages": list(stages),
+        "count": plural(len(queries), "caption"),
+        "of": f"{max(item['of'] for item in shown):,}",
+        "depth": max(len(item["found"]) for item in shown),
+    }
+
+
+def _found(stage: str, item: Plain, pictures: Mapping[str, Plain]) -> Plain:
+    tiles = []
+    for hit in item["found"]:
+        kind = "right" if hit["right"] else "same" if hit["same"] else "other"
+        word = {"right": "the right picture", "same": "same category", "other": "another one"}
+        picture = pictures[str(hit["row"])]
+        alt = f"{picture['caption']} ({word[kind]})"
+        tiles.append({"data": picture["data"], "kind": kind, "alt": alt})
+    return {"name": stage, "place": item["place"], "of": f"{item['of']:,}", "tiles": tiles}
+
+
+def preview_view(preview: Mapping[str, Any]) -> Plain:
+    """Modalities and labels per site; empty without a preview.
+
+    preview: {"labels": [name, ...], "sites": {name: {"rows": n, "present": {modality: n},
+    "labels": [n per label]}}}.
+    """
+    sites: Mapping[str, Plain] = preview.get("sites", {})
+    if not sites:
+        return {}
+    names = preview.get("labels", [])
+    modalities = sorted({name for info in sites.values() for name in info["present"]})
+    most = max((max(info.get("labels", []), default=0) for info in sites.values()), default=0)
+    rows = []
+    for site, info in sites.items():
+        counts = info.get("labels", [])
+        seen = sum(count > 0 for count in counts)
+        told = f"{site}: rows of {seen} of {len(counts)} labels, at most {max(counts, default=0)}"
+        rows.append(
+            {
+                "name": site,
+                "rows": f"{info['rows']:,}",
+                "present": [f"{info['present'].get(name, 0):,}" for name in modalities],
+                "seen": f"{seen} of {len(counts)}",
+                "cells": cells(counts, names, most, label=told),
+            }
+        )
+    return {"modalities": modalities, "sites": rows, "labels": len(names), "most": f"{most:,}"}

@@ -68,7 +68,7 @@ def arms_sentence(comparison: Mapping[str, Any]) -> str:
         text += " on average"
     if others:
         best = max(others, key=lambda name: others[name])
-        text += f", the best baseline ({_title(comparison, best)}) {number(others[best])}"
+        text += f"; the best baseline, {_title(comparison, best)}, {number(others[best])}"
     return f"{text}."
 
 
@@ -104,6 +104,7 @@ def _block(comparison: Mapping[str, Any], metric: str) -> Plain:
         "name": _name(metric),
         "note": NOTES.get(metric.removeprefix("best "), ""),
         "axis": axis(scale),
+        "empty": strip([], scale, mark=mean(base), label="", hue="hue-0"),
         "groups": groups,
         "missing": listed(missing),
     }

@@ -11,17 +11,21 @@ from markupsafe import Markup
 
 from motet.experiment.report_text import number
 
-WIDTH, HEIGHT = 460, 270
+WIDTH, HEIGHT = 420, 250
 TOP, BOTTOM, LEFT = 12, 34, 40
-LETTER = 6.7
-LINE = 15.0
+# More curves than these cannot be told apart by names at their ends.
+MANY = 12
+# Widths and heights of text, in the units of the drawing.
+LETTER = 6.9
+LINE = 14.0
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: (x, y) points, its label at the right end, a hue class, dashed or not."""
+    """One curve: (x, y) points, its name and last value as text, a hue class, dashed or not."""
 
-    label: str
+    name: str
+    value: str
     points: Sequence[tuple[float, float]]
     hue: str = "hue-1"
     dashed: bool = False
@@ -70,17 +74,17 @@ def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> lis
 def line_chart(lines: Sequence[Line], *, label: str, x_label: str = "rounds") -> Markup:
     """Curves over rounds from zero up, each named and valued at its right end.
 
-    label: what a screen reader says. More than 12 lines stay without names.
+    label: what a screen reader says. More than ``MANY`` lines stay without names.
     """
-    finite = [Line(c.label, _finite(c.points), c.hue, c.dashed) for c in lines]
-    drawn = [line for line in finite if line.points]
-    values = [y for line in drawn for _, y in line.points]
+    drawn = [line for line in lines if _finite(line.points)]
+    values = [y for line in drawn for _, y in _finite(line.points)]
     y_ticks = ticks(min(0.0, *values), max(values)) if values else [0.0, 1.0]
     last = max((x for line in drawn for x, _ in line.points), default=1)
     x_ticks = [x for x in ticks(0, last, 6, whole=True) if x <= last]
-    named = len(drawn) <= 12
-    right = max((len(line.label) for line in drawn), default=0) * LETTER + 14 if named else 14.0
-    frame = _Frame(0.0, float(max(last, 1)), y_ticks[0], y_ticks[-1], min(right, 190.0))
+    named = len(drawn) <= MANY
+    letters = max((len(line.name) + len(line.value) + 1 for line in drawn), default=0)
+    right = letters * LETTER + 16 if named else 16.0
+    frame = _Frame(0.0, float(max(last, 1)), y_ticks[0], y_ticks[-1], min(max(right, 52.0), 170.0))
     root = _svg("chart", label, viewBox=f"0 0 {WIDTH} {HEIGHT}")
     _axes(root, frame, x_ticks, y_ticks, x_label)
     for line in drawn:
@@ -126,8 +130,8 @@ def _axes(
 
 def _curve(root: ET.Element, frame: _Frame, line: Line) -> None:
     group = _add(root, "g", class_=f"curve {line.hue}{' dashed' if line.dashed else ''}")
-    _add(group, "title", line.label)
-    places = [(frame.x(x), frame.y(y)) for x, y in line.points]
+    _add(group, "title", f"{line.name} {line.value}")
+    places = [(frame.x(x), frame.y(y)) for x, y in _finite(line.points)]
     if len(places) > 1:
         _add(group, "polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in places))
     x, y = places[-1]
@@ -136,13 +140,15 @@ def _curve(root: ET.Element, frame: _Frame, line: Line) -> None:
 
 def _labels(root: ET.Element, frame: _Frame, lines: Sequence[Line]) -> None:
     """Names at the right ends, moved apart where they would cover each other."""
-    wanted = [frame.y(line.points[-1][1]) for line in lines]
+    last = [_finite(line.points)[-1] for line in lines]
+    wanted = [frame.y(y) for _, y in last]
     places = apart(wanted, LINE, TOP + 4, HEIGHT - BOTTOM)
-    for line, end, place in zip(lines, wanted, places, strict=True):
-        x = frame.x(line.points[-1][0])
+    for line, (at, _), end, place in zip(lines, last, wanted, places, strict=True):
+        x = frame.x(at)
         if abs(place - end) > 3:
             _add(root, "line", class_=f"lead {line.hue}", x1=x + 3, y1=end, x2=x + 10, y2=place)
-        _add(root, "text", line.label, class_=f"name {line.hue}", x=x + 12, y=place + 4)
+        text = _add(root, "text", line.name, class_=f"name {line.hue}", x=x + 12, y=place + 4)
+        _add(text, "tspan", f" {line.value}", class_="value")
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -185,7 +191,7 @@ def strip(
 
     scale: the ticks of the whole chart, a faint line each. As wide as its cell.
     """
-    root = _svg(f"strip {hue}", label, width="100%", height=30)
+    root = _svg(f"strip {hue}", label, width="100%", height="100%")
     for tick in scale:
         at = _percent(tick, scale)
         _add(root, "line", class_="grid", x1=at, x2=at, y1="0", y2="100%")
@@ -200,13 +206,13 @@ def strip(
         _add(root, "circle", cx=_percent(value, scale), cy="50%", r=3.5)
     if finite:
         at = _percent(sum(finite) / len(finite), scale)
-        _add(root, "line", class_="mean", x1=at, x2=at, y1="5", y2="25")
+        _add(root, "line", class_="mean", x1=at, x2=at, y1="18%", y2="82%")
     return _markup(root)
 
 
 def axis(scale: Sequence[float]) -> Markup:
     """The numbers above the rows of a dot chart."""
-    root = _svg("strip", "", width="100%", height=18)
+    root = _svg("scale", "", width="100%", height=18)
     digits = 0 if all(float(tick).is_integer() for tick in scale) else 1
     shown = scale[:: 1 + (len(scale) - 1) // 5]
     for tick in shown:

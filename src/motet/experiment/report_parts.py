@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from motet.experiment.report_charts import Line, line_chart, spark
+from motet.experiment.report_charts import MANY, Line, line_chart, spark
 from motet.experiment.report_run import HUB, RunFiles, Series
 from motet.experiment.report_text import (
     METRICS,
@@ -23,21 +23,20 @@ from motet.experiment.report_text import (
 from motet.experiment.report_traffic import Flow, Traffic
 
 Plain = dict[str, Any]
-MANY = 12
 RECALLS = {
-    "t2i_r10": ("text → picture @10", "hue-2"),
-    "t2i_r5": ("text → picture @5", "hue-3"),
-    "t2i_r1": ("text → picture @1", "hue-1"),
-    "i2t_r10": ("picture → text @10", "hue-2"),
-    "i2t_r5": ("picture → text @5", "hue-3"),
-    "i2t_r1": ("picture → text @1", "hue-1"),
+    "t2i_r10": "R@10",
+    "i2t_r10": "R@10",
+    "t2i_r5": "R@5",
+    "i2t_r5": "R@5",
+    "t2i_r1": "R@1",
+    "i2t_r1": "R@1",
 }
 
 
 def hues(run: RunFiles) -> dict[str, str]:
     """Modalities of sites, joined by " + " -> the hue of all such sites."""
     found = dict.fromkeys(_modalities(info) for info in run.sites.values())
-    return {name: f"hue-{1 + number % 6}" for number, name in enumerate(sorted(found))}
+    return {name: f"hue-{2 + number % 5}" for number, name in enumerate(sorted(found))}
 
 
 def _modalities(info: Mapping[str, Any]) -> str:
@@ -130,19 +129,19 @@ def curve_charts(run: RunFiles) -> list[Plain]:
 
 def _line(label: str, curve: Series, hue: str) -> Line:
     last = curve.last[1]
-    return Line(f"{label} {number(last, digits_for([last]))}", curve.points, hue)
+    return Line(label, number(last, digits_for([last])), curve.points, hue)
 
 
 def _recall(name: str, curve: Series) -> Line:
-    label, hue = RECALLS[name]
-    return Line(f"{label}  {number(curve.last[1])}", curve.points, hue, name.startswith("i2t"))
+    dashed = name.startswith("i2t")
+    return Line(RECALLS[name], number(curve.last[1]), curve.points, "hue-1", dashed)
 
 
 def _chart(who: str, metric: str, lines: Sequence[Line]) -> Plain:
     name = METRICS.get(metric, metric)
     many = len(lines) > MANY
     note = f"{plural(len(lines), 'site')}; names and values are in the table" if many else ""
-    told = listed([line.label for line in lines[:MANY]])
+    told = listed([f"{line.name} {line.value}" for line in lines[:MANY]])
     svg = line_chart(lines, label=f"{who}, {name}, over rounds; at the end: {told}")
     return {"who": who, "name": name, "note": note or NOTES.get(metric, ""), "svg": svg}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from motet.experiment.report_charts import cells
@@ -29,11 +30,17 @@ def gallery_view(gallery: Mapping[str, Any]) -> Plain:
         for row, own in by_query.items()
     ]
     shown = [item for found in stages.values() for item in found]
+    most = max(item["of"] for item in shown)
     return {
         "queries": queries,
-        "stages": list(stages),
+        "stages": [
+            {"name": stage, "median": f"{median(item['place'] for item in found):g}"}
+            for stage, found in stages.items()
+            if found
+        ],
         "count": plural(len(queries), "caption"),
-        "of": f"{max(item['of'] for item in shown):,}",
+        "of": f"{most:,}",
+        "chance": f"{(most + 1) / 2:.0f}",
         "depth": max(len(item["found"]) for item in shown),
     }
 

@@ -21,6 +21,7 @@ METRICS = {
 NOTES = {
     "rsum": "recall at 1, 5 and 10, from picture to text and back, summed: at most 600",
     "cat@10": "share of the first ten results that are of the query's category",
+    "recall, %": "solid: from text to picture; dashed: from picture to text",
     "accuracy": "share of test rows whose class is recognised",
 }
 

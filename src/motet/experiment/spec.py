@@ -59,6 +59,18 @@ class Population(Spec):
     )
 
 
+    @model_validator(mode="after")
+    def _models_read_what_sites_hold(self) -> Population:
+        for number, model in enumerate(self.models):
+            for modality in self.modalities:
+                if modality not in model.encoders:
+                    raise ValueError(
+                        f"models.{number} has no encoder for {modality}, which its sites hold; "
+                        f"write for instance {modality}: NAME (motet list models)"
+                    )
+        return self
+
+
 class EngineSpec(Spec):
     """What carries the messages."""
 

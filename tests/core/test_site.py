@@ -286,6 +286,9 @@ def test_evaluation_is_on_the_site_s_own_test_rows() -> None:
     metrics = ask(at, "evaluate")["metrics"]
     assert list(metrics) == ["score"]
     assert metrics["score"][1] == 6
+    other = at.site.evaluate(toy("ben"))
+    assert other["score"][1] == 6
+    assert other != at.site.evaluate() == metrics
     at.site.test = None
     assert ask(at, "evaluate", "0.0.9") == {"metrics": {}}
 

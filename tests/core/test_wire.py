@@ -317,3 +317,11 @@ def test_a_key_is_a_name(key: Any) -> None:
 def test_half_a_character_is_refused() -> None:
     with pytest.raises(WireError, match="not valid Unicode"):
         wire.encode({"a": "\ud800"})
+
+
+def test_a_digest_is_of_the_values_whatever_their_order() -> None:
+    one = {"a": torch.ones(2), "b": torch.zeros(2)}
+    assert wire.digest(one) == wire.digest({"b": torch.zeros(2), "a": torch.ones(2)})
+    assert len(wire.digest(one)) == 16
+    others = [{**one, "b": torch.ones(2)}, {"a": one["a"]}, {"a": one["b"], "b": one["a"]}]
+    assert wire.digest(one) not in [wire.digest(other) for other in others]

@@ -148,7 +148,7 @@ def _labels(root: ET.Element, frame: _Frame, lines: Sequence[Line]) -> None:
         if abs(place - end) > 3:
             _add(root, "line", class_=f"lead {line.hue}", x1=x + 3, y1=end, x2=x + 10, y2=place)
         text = _add(root, "text", line.name, class_=f"name {line.hue}", x=x + 12, y=place + 4)
-        _add(text, "tspan", f" {line.value}", class_="value")
+        _add(text, "tspan", line.value, class_="value", dx=5)
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -91,14 +91,13 @@ def key_figures(run: RunFiles, traffic: Traffic) -> list[Plain]:
         name = METRICS.get(metric, metric)
         figures.append({"label": f"server, {name}", "value": number(last, digits), "note": remark})
     kinds = Counter(_modalities(info) or "unknown" for info in run.sites.values())
-    shares = listed([f"{count} {name}" for name, count in sorted(kinds.items())])
+    shares = listed([f"{count} {name}" for name, count in kinds.items()])
     if run.sites:
         figures.append({"label": "sites", "value": f"{len(run.sites)}", "note": shares})
     if traffic.up.messages:
-        what = listed(traffic.kinds_up) or "no tensors"
-        left, came = size(traffic.up.frames), size(traffic.down.frames)
-        figures.append({"label": "left the sites", "value": left, "note": what})
-        figures.append({"label": "reached the sites", "value": came, "note": ""})
+        for label, flow in (("left the sites", traffic.up), ("reached the sites", traffic.down)):
+            what = listed([kind for kind, count in flow.kinds.items() if count]) or "no tensors"
+            figures.append({"label": label, "value": size(flow.frames), "note": what})
     return figures
 
 

@@ -81,10 +81,10 @@ class Traffic:
         return [kind for kind in self.kinds if kind != REST and self.up.of(kind)]
 
     @property
-    def never_up(self) -> list[str]:
+    def never_up(self) -> list[Kind]:
         """Kinds of tensors that no site sent; metrics travel as plain numbers and are not one."""
         told = {*self.kinds_up, Kind.METRIC}
-        return [str(kind) for kind in Kind if kind not in told]
+        return [kind for kind in Kind if kind not in told]
 
     def participations(self, site: str) -> int:
         """Rounds in which a site took part; evaluation counts where it was all that was asked."""
@@ -153,9 +153,19 @@ def traffic_view(names: Sequence[str], traffic: Traffic) -> Plain:
             }
             for name, flows in traffic.operations.items()
         ],
-        "sent": listed(traffic.kinds_up),
-        "never": listed(traffic.never_up, "or"),
+        "said": _said(traffic),
     }
+
+
+def _said(traffic: Traffic) -> str:
+    """What left, and what did not, in two sentences."""
+    sent = listed(traffic.kinds_up)
+    first = f"The tensors that left a site are {sent}." if sent else "No tensor left a site."
+    # Nobody asks first whether votes were sent.
+    order = [Kind.RAW, Kind.WEIGHTS, Kind.GRADIENTS]
+    never = sorted(traffic.never_up, key=lambda k: order.index(k) if k in order else len(order))
+    words = ["raw rows" if kind == Kind.RAW else str(kind) for kind in never]
+    return f"{first} Of the kinds that Motet knows, no site sent {listed(words, 'or')}."
 
 
 def _kind(kind: str) -> str:

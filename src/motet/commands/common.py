@@ -45,7 +45,7 @@ def table(title: str, heads: Sequence[str], *, right: Sequence[str] = ()) -> Tab
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
-    """ "1,2,5-7" as numbers; raises ConfigError that says how to write them."""
+    """Numbers from "1,2,5-7"; raises ConfigError that says how to write them."""
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")

@@ -16,8 +16,8 @@ from motet.experiment.preview import preview_of, write_preview
 from motet.experiment.progress import Progress
 from motet.experiment.report import write_comparison, write_report
 from motet.experiment.report_run import Series, series_of
-from motet.experiment.runner import EVENTS, RECIPE, run
-from motet.experiment.spec import Experiment, parse_experiment, read_recipe
+from motet.experiment.runner import EVENTS, METRICS, MODEL, RECIPE, run
+from motet.experiment.spec import Experiment, method_name, parse_experiment, read_recipe
 from motet.experiment.standing import chief
 from motet.experiment.targets import find_target, run_folder, same_recipe
 
@@ -45,15 +45,24 @@ def resume_run(folder: Path, quiet: bool) -> None:
 def run_in(folder: Path, experiment: Experiment, quiet: bool) -> None:
     """Runs in this folder from where it stands, then prints metrics and the report's path."""
     before = _events_of(folder) if same_recipe(folder, experiment) else []
-    if any(event["event"] == "finished" for event in before):
-        say(f"{folder} holds this run already, finished; remove the folder to run it anew")
+    if _is_finished(folder, experiment, before):
+        if not quiet:
+            say(f"{folder} holds this run already, finished; remove the folder to run it anew")
     else:
-        if any(event["event"] == "checkpoint" for event in before):
-            say(f"{folder} holds this run unfinished; going on from where it stopped")
+        if not quiet:
+            taken_up = "going on with the unfinished run in" if before else "running in"
+            say(f"{experiment.title or method_name(experiment.method)}: {taken_up} {folder}")
         _run(folder, experiment, before, quiet)
     if not quiet:
         print_metrics(_events_of(folder))
     result(f"report: {write_report(folder)}")
+
+
+def _is_finished(folder: Path, experiment: Experiment, events: Sequence[Event]) -> bool:
+    """Whether all is there: a process may be killed between its last round and the last file."""
+    files = [METRICS] if experiment.server is None else [METRICS, MODEL]
+    told = any(event["event"] == "finished" for event in events)
+    return told and all((folder / name).exists() for name in files)
 
 
 def _run(folder: Path, experiment: Experiment, before: Sequence[Event], quiet: bool) -> None:

@@ -44,7 +44,7 @@ def _meanings(doc: str, names: list[str]) -> dict[str, str]:
     """Name -> what follows "name: " or "name, other: " in a docstring, up to the next of them."""
     name = f"(?:{'|'.join(map(re.escape, names))})"
     start = rf"(?:^|(?<=\s))((?:{name}, )*{name}): "
-    found = {}
+    found: dict[str, str] = {}
     for paragraph in inspect.cleandoc(doc).split("\n\n"):
         parts = re.split(start, " ".join(paragraph.split()))
         for heads, text in zip(parts[1::2], parts[2::2], strict=True):

@@ -135,10 +135,10 @@ class Progress(_Display):
         done = at.of if at.done else max(at.round, 0)
         now = self.clock()
         left = at.left(now)
-        time_left = "" if at.done else "time left unknown yet" if left is None else _left(left)
+        time_left = "" if at.done else "time left not known yet" if left is None else _left(left)
         head = f"round {min(done + 1, at.of)} of {at.of}" if not at.done else f"{at.of} rounds"
         best = [f"best {name} {at.best[name]:.1f}" for name in chief(at.best)[:1]]
-        traffic = f"{size_of(at.down)} down  {size_of(at.up)} up  {at.answers} answers"
+        traffic = f"{size_of(at.down)} down  {size_of(at.up)} up  {at.answers} answers of sites"
         spent = duration(now - at.began) if at.began else ""
         return Group(
             _bar(head, done, at.of, "  ".join(part for part in (spent, time_left) if part)),

@@ -21,7 +21,7 @@ from motet.experiment.report_parts import (
 )
 from motet.experiment.report_pictures import gallery_view, preview_view
 from motet.experiment.report_run import RunFiles, read_run
-from motet.experiment.report_text import day, duration, listed
+from motet.experiment.report_text import day, duration, listed, plural
 from motet.experiment.report_traffic import traffic_of, traffic_view
 
 REPORT = "report.html"
@@ -140,12 +140,15 @@ def _facts(run: RunFiles) -> list[tuple[str, str]]:
     data, status = _part(run, "data"), run.status
     facts = [("method", _method(run)["title"]), ("data", str(data.get("name", "")))]
     if data.get("public"):
-        unit = data.get("unit")
-        facts.append(("public set", f"{data['public']:,} {'rows' if unit in (None, 'row') else unit + 's'}"))
+        # The unit names a column: its own name is a word for it, but for ids of pictures.
+        unit = str(data.get("unit") or "row").removesuffix("_id")
+        facts.append(("public set", plural(int(data["public"]), unit)))
     facts.append(("rounds", f"{done}" if done == planned else f"{done} of {planned}"))
     facts.append(("seed", str(run.recipe.get("seed", 0))))
     if status["seconds"] is not None:
         facts.append(("took", duration(status["seconds"])))
+    if status["resumed"]:
+        facts.append(("resumed", plural(status["resumed"], "time")))
     if status["started"] is not None:
         facts.append(("date", day(status["started"])))
     return [(term, text) for term, text in facts if text]
@@ -157,7 +160,9 @@ def _status(run: RunFiles) -> Plain:
     state, error = run.status["state"], run.status["error"]
     told = {
         "finished": "",
-        "stopped": f"This run stopped after {done} of {planned} rounds: {error}",
+        "stopped": f"This run stopped after {done} of {planned} rounds: {error}"
+        if planned
+        else f"This run stopped before its first round: {error}",
         "unfinished": f"This run is not finished: {done} of {planned} rounds are done so far.",
         "new": "This run has not begun.",
     }

@@ -58,7 +58,7 @@ def _add(parent: ET.Element, tag: str, text: str = "", **attributes: object) -> 
 
 def _markup(root: ET.Element) -> Markup:
     # ElementTree has escaped every text and attribute.
-    return Markup(ET.tostring(root, encoding="unicode"))  # noqa: S704
+    return Markup(ET.tostring(root, encoding="unicode"))
 
 
 def ticks(low: float, high: float, most: int = 5, *, whole: bool = False) -> list[float]:
@@ -83,7 +83,7 @@ def line_chart(lines: Sequence[Line], *, label: str, x_label: str = "rounds") ->
     x_ticks = [x for x in ticks(0, last, 6, whole=True) if x <= last]
     named = len(drawn) <= MANY
     letters = max((len(line.name) + len(line.value) + 1 for line in drawn), default=0)
-    right = letters * LETTER + 16 if named else 16.0
+    right = letters * LETTER + 24 if named else 16.0
     frame = _Frame(0.0, float(max(last, 1)), y_ticks[0], y_ticks[-1], min(max(right, 52.0), 170.0))
     root = _svg("chart", label, viewBox=f"0 0 {WIDTH} {HEIGHT}")
     _axes(root, frame, x_ticks, y_ticks, x_label)

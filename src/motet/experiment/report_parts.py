@@ -64,8 +64,16 @@ def result_sentence(run: RunFiles) -> str:
     name = METRICS.get(metric, metric).replace(", %", "")
     text = f"{opening}, {who} reaches {name} {number(last, digits)} {over}".rstrip()
     if len(curve.points) > 1:
-        text += f", from {number(first, digits)} after round {x}"
+        text += f", from {number(first, digits)} {_moment(x)}"
     return f"{text}."
+
+
+def _moment(rounds: int) -> str:
+    return f"after round {rounds}" if rounds else "before the first round"
+
+
+def _since(rounds: int) -> str:
+    return f"round {rounds}" if rounds else "the start"
 
 
 def _mean_of_sites(run: RunFiles) -> tuple[str, Series]:
@@ -87,7 +95,7 @@ def key_figures(run: RunFiles, traffic: Traffic) -> list[Plain]:
         curve = run.series[HUB, metric]
         (x, first), (_, last) = curve.first, curve.last
         digits = digits_for([last])
-        remark = f"{number(last - first, digits, sign=True)} since round {x}"
+        remark = f"{number(last - first, digits, sign=True)} since {_since(x)}"
         name = METRICS.get(metric, metric)
         figures.append({"label": f"server, {name}", "value": number(last, digits), "note": remark})
     kinds = Counter(_modalities(info) or "unknown" for info in run.sites.values())

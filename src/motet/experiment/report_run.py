@@ -75,12 +75,14 @@ class RunFiles:
     def rounds(self) -> tuple[int, int]:
         """(rounds done, rounds planned) over all loops that have begun."""
         planned: dict[int, int] = {}
+        done, before = 0, 0
         for event in self.events:
             if event["event"] == "round":
                 planned[event["loop"]] = event["of"]
-        done = max((x for curve in self.series.values() for x, _ in curve.points), default=0)
-        if self.status["state"] == "finished":
-            done = sum(planned.values())
+                before = sum(planned.values()) - event["of"]
+                done = max(done, before + event["round"])
+            elif event["event"] == "checkpoint":
+                done = max(done, before + event["round"])
         return done, sum(planned.values())
 
     @cached_property

@@ -33,6 +33,21 @@ ABOUT: Mapping[str, str] = {
     REST: "names, single numbers, metrics and the frame around them",
 }
 
+# What a data officer asks for, in that order.
+ASKED: Mapping[Kind, str] = {
+    Kind.RAW: "raw rows",
+    Kind.LABELS: "labels",
+    Kind.WEIGHTS: "weights",
+    Kind.GRADIENTS: "gradients",
+    Kind.REPRESENTATIONS: "representations",
+    Kind.LOGITS: "logits",
+    Kind.ACTIVATIONS: "activations",
+    Kind.SYNTHETIC: "synthetic rows",
+    Kind.SKETCH: "sketches",
+    Kind.VOTES: "votes",
+    Kind.CONTROL: "control tensors",
+}
+
 
 @dataclass
 class Flow:
@@ -46,9 +61,9 @@ class Flow:
         """Adds one message's counts as the events hold them."""
         self.messages += 1
         self.frames += counts[FRAME]
-        for kind, size in counts.items():
+        for kind, count in counts.items():
             if kind != FRAME:
-                self.kinds[kind] = self.kinds.get(kind, 0) + size
+                self.kinds[kind] = self.kinds.get(kind, 0) + count
 
     def of(self, kind: str) -> int:
         """Bytes of a kind; ``REST`` is what the frames hold beside tensors."""
@@ -161,11 +176,8 @@ def _said(traffic: Traffic) -> str:
     """What left, and what did not, in two sentences."""
     sent = listed(traffic.kinds_up)
     first = f"The tensors that left a site are {sent}." if sent else "No tensor left a site."
-    # Nobody asks first whether votes were sent.
-    order = [Kind.RAW, Kind.WEIGHTS, Kind.GRADIENTS]
-    never = sorted(traffic.never_up, key=lambda k: order.index(k) if k in order else len(order))
-    words = ["raw rows" if kind == Kind.RAW else str(kind) for kind in never]
-    return f"{first} Of the kinds that Motet knows, no site sent {listed(words, 'or')}."
+    never = [words for kind, words in ASKED.items() if kind in traffic.never_up]
+    return f"{first} Of the kinds that Motet knows, no site sent {listed(never, 'or')}."
 
 
 def _kind(kind: str) -> str:

@@ -123,7 +123,7 @@ def report(
 
 @app.command("list")
 def list_(
-    what: Annotated[Listed | None, typer.Argument(help="One kind alone.")] = None,
+    what: Annotated[Listed | None, typer.Argument(metavar="[KIND]", help="One kind alone.")] = None,
 ) -> None:
     """List methods, data sets, models, recipes and claims."""
     from motet.commands.show import list_all
@@ -133,7 +133,9 @@ def list_(
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A method, data set, model, recipe or claim.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A method, data set, model, recipe or claim.")
+    ],
 ) -> None:
     """Show all that is known of one name.
 
@@ -221,7 +223,9 @@ def compare(
 
 @app.command()
 def claim(
-    name: Annotated[str | None, typer.Argument(help="A claim; all of them otherwise.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A claim; all otherwise.")
+    ] = None,
     seeds: Seeds = None,
     only: Annotated[
         list[str] | None,

@@ -328,6 +328,7 @@ def test_restoring_drops_what_came_after_and_answers_anew(tmp_path: Path) -> Non
     ask(at, "@restore", version=1, newest=1)
     assert Shelf(tmp_path).versions() == [1]
     assert ask(at, "learn", "0.2.1")["visits"] == 2
+    assert ask(at, "learn", "0.3.1")["visits"] == 3
 
 
 def test_restoring_an_earlier_state_need_not_drop_a_later_one(tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
+
 from motet.core.batch import Column, Dataset
 from motet.core.errors import DataError
 from motet.experiment.gallery import choose_queries, gallery_json, snapshot
 from motet.models.base import Encoder, MultimodalModel
-from PIL import Image
-from torch import Tensor
 
 
 def on_circle(degrees: Tensor) -> Tensor:
@@ -22,13 +23,17 @@ def on_circle(degrees: Tensor) -> Tensor:
     return torch.stack([radians.cos(), radians.sin()], dim=1)
 
 
+LOST = 255
+
+
 class Grey(Encoder):
-    """A picture stands at the angle that its grey value says."""
+    """A picture stands at the angle that its grey value says, and ``LOST`` is no number."""
 
     width = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return on_circle(x[:, 0, 0, 0])
+        values = x[:, 0, 0, 0].float()
+        return on_circle(values.masked_fill(values == LOST, torch.nan))
 
 
 class Number(Encoder):
@@ -45,7 +50,7 @@ class Number(Encoder):
         return "number"
 
     def prepare(self, column: Column) -> Tensor:
-        return torch.tensor([float(text) for text in column])  # type: ignore[arg-type]
+        return torch.tensor([float(text) for text in column])
 
     def forward(self, x: Tensor) -> Tensor:
         return on_circle(x + self.shift)
@@ -102,6 +107,8 @@ def test_of_equal_scores_the_right_picture_comes_last() -> None:
 def test_scores_that_are_no_numbers_earn_nothing() -> None:
     found = snapshot(model(shift=math.nan), TEST, queries=[0, 5])
     assert [item["place"] for item in found] == [6, 6]
+    (alone,) = snapshot(model(), numbered([0, LOST, 90]), queries=[1])
+    assert alone["place"] == 3
 
 
 def test_captions_of_one_picture_search_among_pictures_that_stand_there_once() -> None:

@@ -20,6 +20,11 @@ from motet.methods.creamfl import CreamFL
 from motet.nn.functional import gca
 
 NOTES = """
+What does not hold at this scale, and is not tuned until it does: CreamFL is level with FedMD and
+FedET (the same public-set exchange with plainer rules), each contrast alone and GCA add nothing
+that shows beside the spread (both contrasts together add a lot), FedAvg per modality and FedIoT
+are far ahead, and the private data of one-modality sites lower the server.
+
 How to read it. Raw rsum moves by ten points and more between seeds, because the split changes:
 only paired differences count. *Without private passes* and *scrambled private data* keep every
 public step and take the private knowledge out; what CreamFL gains over the server alone but not

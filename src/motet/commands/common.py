@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,11 +15,16 @@ from motet.core.errors import ConfigError
 from motet.experiment.runner import EVENTS, RECIPE
 
 RUNS = Path("runs")
+PIPED_WIDTH = 120
 
 
 def out() -> Console:
     """Where results go. Cells and texts are printed as they are, never read as markup."""
-    return Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A file has no width of its own, and 80 columns are few for a table.
+        console.width = PIPED_WIDTH
+    return console
 
 
 def notes() -> Console:

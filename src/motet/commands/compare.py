@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import typer
@@ -41,7 +42,7 @@ def compare_targets(
     made = arms_of(targets, arms, settings)
     where = folder or RUNS / f"compare-{made[0].name}"
     title = " and ".join([made[0].title, f"{len(made) - 1} more"][: len(made)])
-    with _running(f"motet compare {shlex.join(targets)}") as tell:
+    with _running(f"motet compare {shlex.join(targets)}", len(made) * len(seeds)) as tell:
         comparison = compare(
             title,
             made,
@@ -102,14 +103,17 @@ def _command(
 
 
 def usual_metrics(comparison: Comparison) -> list[str]:
-    """The chief metrics of server and populations that the reference has, and the traffic."""
+    """What the reference has of these: the server's chief metrics, populations', the traffic."""
     known = comparison.values[comparison.reference][0]
-    hub = [name for name in known if "/" not in name and not name.startswith("best ")]
-    hub = [name for name in hub if name not in TRAFFIC]
-    populations = [name for name in hub if " sites' " in name]
-    own = {name: None for name in hub if name not in populations}
-    theirs = [name for name in populations if name.split("' ")[1] in chief(own or {"accuracy": 0})]
-    return [*(chief(own) if own else []), *theirs, *TRAFFIC]
+    plain = [name for name in known if "/" not in name and not name.startswith("best ")]
+    own = {name: 0 for name in plain if " sites' " not in name and name not in TRAFFIC}
+    theirs: dict[str, dict[str, int]] = {}
+    for name in plain:
+        population, found, metric = name.partition(" sites' ")
+        if found:
+            theirs.setdefault(population, {})[metric] = 0
+    sites = [f"{name} sites' {chief(metrics)[0]}" for name, metrics in theirs.items()]
+    return [*(chief(own) if own else []), *sites, *TRAFFIC]
 
 
 def arms_table(comparison: Comparison, metrics: Sequence[str]) -> Any:
@@ -120,7 +124,7 @@ def arms_table(comparison: Comparison, metrics: Sequence[str]) -> Any:
     for arm in comparison.arms:
         has = [all(m in values for values in comparison.values[arm.name]) for m in metrics]
         cells = [
-            _figure(comparison.of(arm.name, m)) if known else "–"
+            _figure(comparison.of(arm.name, m), wide=m not in TRAFFIC) if known else "–"
             for m, known in zip(metrics, has, strict=True)
         ]
         paired = has[0] and arm.name != base and first in comparison.values[base][0]
@@ -132,10 +136,9 @@ def arms_table(comparison: Comparison, metrics: Sequence[str]) -> Any:
     return shown
 
 
-def _figure(values: Sequence[float], sign: str = "") -> str:
-    mean = sum(values) / len(values)
-    wide = f" ± {spread(values):.1f}" if len(values) > 1 else ""
-    return f"{mean:{sign}.1f}{wide}"
+def _figure(values: Sequence[float], sign: str = "", wide: bool = True) -> str:
+    more = f" ± {spread(values):.1f}" if wide and len(values) > 1 else ""
+    return f"{fmean(values):{sign}.1f}{more}"
 
 
 def write_outcome(folder: Path, comparison: Comparison, metrics: Sequence[str]) -> Path:
@@ -157,7 +160,9 @@ def check_claims(
     for claim_name in [name] if name else list_claims():
         claim = claim_named(claim_name)
         folder = RUNS / f"claim-{claim_name}"
-        with _running(f"motet claim {claim_name}") as tell:
+        arms = len({*only, claim.reference}) if only else len(claim.arms())
+        count = arms * len(seeds or claim.seeds)
+        with _running(f"motet claim {claim_name}", count) as tell:
             comparison = run_claim(
                 claim, folder / "arms", seeds=seeds, only=list(only) or None, jobs=jobs, tell=tell
             )
@@ -193,9 +198,9 @@ def run_the_demo(folder: Path | None, jobs: int | None, show: bool) -> None:
 
 
 @contextmanager
-def _running(command: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+def _running(command: str, of: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Shows how far arms and seeds are; when stopped, says that nothing done is lost."""
-    with ArmsProgress() as progress:
+    with ArmsProgress(of=of) as progress:
         try:
             yield progress
         except KeyboardInterrupt:

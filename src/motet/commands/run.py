@@ -49,9 +49,6 @@ def run_in(folder: Path, experiment: Experiment, quiet: bool) -> None:
         if not quiet:
             say(f"{folder} holds this run already, finished; remove the folder to run it anew")
     else:
-        if not quiet:
-            taken_up = "going on with the unfinished run in" if before else "running in"
-            say(f"{experiment.title or method_name(experiment.method)}: {taken_up} {folder}")
         _run(folder, experiment, before, quiet)
     if not quiet:
         print_metrics(_events_of(folder))
@@ -66,10 +63,18 @@ def _is_finished(folder: Path, experiment: Experiment, events: Sequence[Event]) 
 
 
 def _run(folder: Path, experiment: Experiment, before: Sequence[Event], quiet: bool) -> None:
+    title = experiment.title or method_name(experiment.method)
+
+    def announce(event: Event) -> None:
+        # Not before: up to here a mistake in the recipe may still come to light.
+        if event["event"] in ("started", "resumed") and not quiet:
+            resumed = event["event"] == "resumed"
+            say(f"{title}: {'going on with the unfinished run' if resumed else 'runs'} in {folder}")
+
     with Progress(quiet=quiet, before=before) as progress:
         try:
             parties = build_parties(experiment)
-            run(experiment, folder=folder, listeners=[progress], parties=parties)
+            run(experiment, folder=folder, listeners=[announce, progress], parties=parties)
         except KeyboardInterrupt:
             progress.close()
             say(f"stopped; {_how_to_go_on(folder)}", "yellow")
@@ -78,7 +83,8 @@ def _run(folder: Path, experiment: Experiment, before: Sequence[Event], quiet: b
             raise
         except MotetError:
             progress.close()
-            say(_how_to_go_on(folder), "yellow")
+            if (folder / RECIPE).exists():
+                say(_how_to_go_on(folder), "yellow")
             raise
     if not (folder / PREVIEW).exists():
         write_preview(preview_of(parties, experiment.title), folder / PREVIEW)

@@ -93,7 +93,7 @@ def show(name: str) -> None:
     found = [shows for names, shows in kinds if name in names]
     if not found:
         known = [known for names, _ in kinds for known in names]
-        raise ConfigError(f"there is no {name!r}{nearest(name, known)}; `motet list` names all")
+        raise ConfigError(f"there is no {name!r}; `motet list` names all{nearest(name, known)}")
     for shows in found:
         shows(name)
 

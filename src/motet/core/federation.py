@@ -160,8 +160,7 @@ class Federation(Learner):
             version, number = at.version, at.round
             self._resume = None
             self._position = at
-        if self._store is None:
-            raise ConfigError("a run without a folder cannot be resumed")
+        assert self._store is not None
         tree = self._store.load(version)
         self.state.clear()
         self.state.update(tree["state"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,34 +25,82 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent / "bundled"
 
+STYLES: tuple[str, ...]
+LANGUAGES: tuple[str, ...]
+GROUPS: tuple[str, ...]
+SUBGROUPS: tuple[str, ...]
+
+
+def __getattr__(name: str) -> tuple[str, ...]:
+    # Only on use: importing this module reads no file.
+    if name not in {"STYLES", "LANGUAGES", "GROUPS", "SUBGROUPS"}:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return tuple(_facts()[name.lower()])
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One emoji: its code points ("1F600"), English label, group, subgroup, and who draws it."""
+
+    code: str
+    label: str
+    group: str
+    subgroup: str
+    styles: tuple[str, ...]
+
 
 def load_emoji(
     *,
     size: int = 64,
     styles: Sequence[str] | None = None,
     languages: Sequence[str] = ("en",),
+    exclude_groups: Sequence[str] = (),
     must_have: str | None = "noto",
 ) -> Dataset:
     """Emoji as image-text pairs: a row is one picture with its text in one language.
 
     size: edge of the pictures in pixels, at most 64. styles: drawing styles, None for all.
-    languages: codes such as "en" or "de"; several give a row for each. must_have: only concepts
-    that this style draws; None for all concepts.
+    languages: codes such as "en" or "de"; several give a row for each. exclude_groups: groups to
+    leave out, such as "symbols". must_have: only concepts that this style draws; None for all
+    concepts.
 
     Columns: image uint8 [n, 3, size, size], text "label, keyword, ...". Labels are the subgroups;
-    about has concept, style, language, group and subgroup. Raises ConfigError for a name that is
+    about has concept (its place in ``concepts()``), style, language, group (its place in GROUPS)
+    and subgroup. A row's id is the same in every selection. Raises ConfigError for a name that is
     not there, DataError when the bundled files are damaged.
     """
     if not 8 <= size <= 64:
         raise ConfigError(f"size={size}: pictures can be had from 8 to 64 pixels")
     facts = _facts()
-    chosen = _known(styles or facts["styles"], facts["styles"], "styles")
+    chosen = _known(facts["styles"] if styles is None else styles, facts["styles"], "styles")
     spoken = _known(languages, facts["languages"], "languages")
     if must_have is not None:
         _known([must_have], facts["styles"], "must_have")
+    without = _known(exclude_groups, facts["groups"], "exclude_groups") if exclude_groups else []
     pictures = _pictures(size)
-    keep = _keep(pictures, facts["styles"], chosen, must_have)
+    left_out = {facts["groups"].index(name) for name in without}
+    drawn = _keep(pictures, facts["styles"], chosen, must_have)
+    keep = [i for i in drawn if pictures["group"][i] not in left_out]
     return _join(pictures, keep, spoken, facts)
+
+
+def concepts() -> tuple[Concept, ...]:
+    """All concepts in Unicode's order; ``about["concept"]`` of a data set counts along them."""
+    facts, texts = _facts(), _table("texts")
+    english = {row["concept"]: row["label"] for row in texts.to_pylist() if row["language"] == "en"}
+    found: dict[str, Concept] = {}
+    drawn: dict[str, list[str]] = {}
+    for row in _table("pictures").drop_columns("picture").to_pylist():
+        code = row["concept"]
+        drawn.setdefault(code, []).append(facts["styles"][row["style"]])
+        found[code] = Concept(
+            code=code,
+            label=english[code],
+            group=facts["groups"][row["group"]],
+            subgroup=facts["subgroups"][row["subgroup"]],
+            styles=tuple(drawn[code]),
+        )
+    return tuple(found.values())
 
 
 def _keep(
@@ -116,7 +165,10 @@ def _known(given: Sequence[str], known: Sequence[str], field: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _facts() -> Mapping[str, Any]:
     """Styles, languages, groups and subgroups, from the file's own schema."""
-    facts: dict[str, Any] = json.loads(_table("pictures").schema.metadata[b"motet"])
+    metadata = _table("pictures").schema.metadata or {}
+    if b"motet" not in metadata:
+        raise _damaged("pictures", "it does not say what it holds")
+    facts: dict[str, Any] = json.loads(metadata[b"motet"])
     return facts
 
 
@@ -129,9 +181,13 @@ def _table(name: str) -> pyarrow.Table:
     try:
         return pyarrow.parquet.read_table(path)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise DataError(
-            f"the bundled file {path.name} is missing or damaged ({error}); install motet again"
-        ) from None
+        raise _damaged(name, error) from None
+
+
+def _damaged(name: str, why: object) -> DataError:
+    return DataError(
+        f"the bundled file emoji-{name}.parquet is missing or damaged ({why}); install motet again"
+    )
 
 
 @lru_cache(maxsize=2)
@@ -143,7 +199,10 @@ def _pictures(size: int) -> Mapping[str, Any]:
     table = _table("pictures")
     frames = numpy.empty((table.num_rows, size, size, 3), dtype=numpy.uint8)
     for i, picture in enumerate(table["picture"].to_pylist()):
-        image = Image.open(io.BytesIO(picture)).convert("RGB")
+        try:
+            image = Image.open(io.BytesIO(picture)).convert("RGB")
+        except OSError as error:
+            raise _damaged("pictures", f"picture {i}: {error}") from None
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BOX)
         frames[i] = numpy.asarray(image)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+# With fields of the error's context in braces.
 _WANTED = {
     "int_parsing": "write a whole number",
     "int_type": "write a whole number",
@@ -19,7 +20,7 @@ _WANTED = {
     "bool_parsing": "write true or false",
     "bool_type": "write true or false",
     "string_type": "write a text",
-    "dict_type": "write a mapping such as {key: value}",
+    "dict_type": "write a mapping such as {{key: value}}",
     "tuple_type": "write a list such as [a, b]",
     "list_type": "write a list such as [a, b]",
     "too_short": "write at least {min_length} of them",

@@ -13,6 +13,8 @@ from motet.core.method import Method
 from motet.core.store import write_atomic
 from motet.data.registry import list_data, options_of, reader_of
 from motet.experiment.fields import Row, rows_of
+from motet.experiment.recipes import recipe_paths
+from motet.experiment.spec import read_recipe
 from motet.methods.registry import METHODS, method_class
 from motet.models.registry import encoder_class, encoder_options, list_encoders
 
@@ -83,7 +85,7 @@ def method_page(name: str, claim: str = "") -> str:
     for part, heading in PARTS.items():
         if part in about:
             lines += [f"**{heading}:** {about[part]}", ""]
-    lines += ["## Run it", "", "```", f"motet run {name}", "```", ""]
+    lines += ["## Run it", "", *_commands(name), ""]
     lines += ["## Hyper-parameters", "", *fields_table(rows_of(cls)), ""]
     if claim:
         lines += ["## Figures", "", *tables_in(claim), ""]
@@ -93,9 +95,22 @@ def method_page(name: str, claim: str = "") -> str:
     return _page(cls.__name__, lines)
 
 
+def _commands(name: str) -> list[str]:
+    """How to run a method: in the standard setting, and the recipes that have it."""
+    recipes = [recipe for recipe, path in recipe_paths().items() if _method_of(path) == name]
+    words = [(name, "in the standard setting"), *((recipe, "its recipe") for recipe in recipes)]
+    wide = max(len(word) for word, _ in words)
+    return ["```", *(f"motet run {word:{wide}}   # {what}" for word, what in words), "```"]
+
+
+def _method_of(recipe: Path) -> str:
+    method = read_recipe(recipe).get("method")
+    return str(method.get("name") if isinstance(method, dict) else method)
+
+
 def models_page() -> str:
     """All encoders with their options."""
-    encoders = list_encoders()
+    encoders = [encoder for encoder in list_encoders() if _ours(encoder.target)]
     rows = [(f"[{e.name}](#{e.name})", e.modality, e.about, e.source) for e in encoders]
     lines = [
         "A model is one encoder per modality and a common embedding size; see the recipes.",
@@ -110,7 +125,7 @@ def models_page() -> str:
 
 def data_page() -> str:
     """All data sets with the options of their readers."""
-    known = list_data()
+    known = [data for data in list_data() if _ours(data.target)]
     rows = [(f"[{d.name}](#{d.name})", d.about, d.source, d.licence) for d in known]
     lines = table(("data set", "what it is", "source", "licence"), rows)
     for data in known:
@@ -118,6 +133,11 @@ def data_page() -> str:
         lines += ["", f"## {data.name}", "", one_line(doc), ""]
         lines += fields_table(rows_of(options_of(data.name), doc))
     return _page("Data", lines)
+
+
+def _ours(target: str) -> bool:
+    """Whether it comes with Motet; what else is installed must not change the pages."""
+    return target.startswith("motet.")
 
 
 def family_of(cls: type[Method]) -> str:

@@ -148,13 +148,18 @@ class Progress(_Display):
 
 
 class ArmsProgress(_Display):
-    """Shows a comparison from its notes ({"done", "of", "arm", "seed", "values"})."""
+    """Shows a comparison from its notes ({"done", "of", "arm", "seed", "values"}).
 
-    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+    of: how many runs there will be, to be shown from the start; 0 waits for the first note.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False, of: int = 0) -> None:
         super().__init__(console, quiet)
         self._began = self.clock()
         self._first: int | None = None
-        self._note: dict[str, Any] = {"done": 0, "of": 0}
+        self._note: dict[str, Any] = {"done": 0, "of": of}
+        if of:
+            self.show()
 
     def __call__(self, note: dict[str, Any]) -> None:
         """Takes one note of the comparison."""
@@ -184,8 +189,10 @@ class ArmsProgress(_Display):
 
 
 def _bar(head: str, done: int, of: int, tail: str) -> Table:
-    row = Table.grid(padding=(0, 1), expand=False)
-    row.add_row(Text(head), ProgressBar(total=max(of, 1), completed=done, width=32), Text(tail))
+    row = Table.grid(padding=(0, 1))
+    for width in (None, 32, None):
+        row.add_column(no_wrap=True, overflow="ellipsis", max_width=width)
+    row.add_row(head, ProgressBar(total=max(of, 1), completed=done, width=32), tail)
     return row
 
 

@@ -240,12 +240,14 @@ def bar(parts: Sequence[tuple[float, str]], whole: float, *, label: str) -> Mark
 
 
 def cells(counts: Sequence[int], names: Sequence[str], most: int, *, label: str) -> Markup:
-    """A row of squares, the darker the more rows of a class."""
+    """A row of squares, the darker the more rows of a class; the darkest stands for ``most``."""
     root = _svg("cells", label, width="100%", height=16)
     step = 100 / max(len(counts), 1)
     for i, count in enumerate(counts):
-        strength = math.sqrt(count / most) if most else 0.0
+        if not count:
+            continue
+        strength = min(math.sqrt(count / max(most, 1)), 1.0)
         place = {"x": f"{i * step:.3f}%", "width": f"{step:.3f}%", "height": "100%"}
         cell = _add(root, "rect", **place, fill_opacity=f"{strength:.2f}")
-        _add(cell, "title", f"{names[i] if i < len(names) else i}: {count}")
+        _add(cell, "title", f"{names[i]}: {count}")
     return _markup(root)

@@ -45,13 +45,10 @@ def _modalities(info: Mapping[str, Any]) -> str:
 
 def result_sentence(run: RunFiles) -> str:
     """What came out: the hub's own metric from the first to the last report, or its sites'."""
-    done, planned = run.rounds
-    state = run.status["state"]
     if not run.series:
-        told = run.status["error"] or "Nothing has been measured yet."
-        return f"Stopped before anything was measured: {told}" if state == "stopped" else told
-    opening = f"After {done} of {plural(planned, 'round')}" if done < planned else ""
-    opening = opening or f"After {plural(done, 'round')}"
+        told = run.status["error"]
+        stopped = f"Stopped before anything was measured: {told}"
+        return stopped if told else "Nothing has been measured yet."
     metric = run.own_metric(HUB)
     if metric:
         who, curve = "the server", run.series[HUB, metric]
@@ -59,7 +56,10 @@ def result_sentence(run: RunFiles) -> str:
     else:
         metric, curve = _mean_of_sites(run)
         who, over = "a site on average", "on its own test rows"
-    (x, first), (_, last) = curve.first, curve.last
+    (x, first), (end, last) = curve.first, curve.last
+    planned = run.rounds[1]
+    rounds = f"{end} of {planned} rounds" if end < planned else plural(end, "round")
+    opening = f"After {rounds}" if end else "Before the first round"
     digits = digits_for([first, last])
     name = METRICS.get(metric, metric).replace(", %", "")
     text = f"{opening}, {who} reaches {name} {number(last, digits)} {over}".rstrip()

@@ -10,6 +10,8 @@ from motet.experiment.report_charts import cells
 from motet.experiment.report_text import plural
 
 Plain = dict[str, Any]
+# More squares than these would make the page heavy, and are too narrow to be told apart.
+MOST_SQUARES = 4000
 
 
 def gallery_view(gallery: Mapping[str, Any]) -> Plain:
@@ -57,29 +59,35 @@ def _found(stage: str, item: Plain, pictures: Mapping[str, Plain]) -> Plain:
 
 
 def preview_view(preview: Mapping[str, Any]) -> Plain:
-    """Modalities and labels per site; empty without a preview.
-
-    preview: {"labels": [name, ...], "sites": {name: {"rows": n, "present": {modality: n},
-    "labels": [n per label]}}}.
-    """
+    """Modalities and labels per site, as ``preview_of`` tells them; empty without a preview."""
     sites: Mapping[str, Plain] = preview.get("sites", {})
     if not sites:
         return {}
     names = preview.get("labels", [])
+    shared = {f"{name} set": preview[name] for name in ("public", "test") if preview.get(name)}
     modalities = sorted({name for info in sites.values() for name in info["present"]})
-    most = max((max(info.get("labels", []), default=0) for info in sites.values()), default=0)
+    most = max((max(info["labels"], default=0) for info in sites.values()), default=0)
+    drawn = bool(names) and len(names) * len(sites) <= MOST_SQUARES
+    column = preview.get("about") or "labels"
     rows = []
-    for site, info in sites.items():
-        counts = info.get("labels", [])
-        seen = sum(count > 0 for count in counts)
-        told = f"{site}: rows of {seen} of {len(counts)} labels, at most {max(counts, default=0)}"
+    for party, info in {**sites, **shared}.items():
+        seen = f"{sum(count > 0 for count in info['labels'])} of {len(names)}"
+        told = f"{party}: rows of {seen} {column}"
         rows.append(
             {
-                "name": site,
+                "name": party,
+                "site": party in sites,
                 "rows": f"{info['rows']:,}",
                 "present": [f"{info['present'].get(name, 0):,}" for name in modalities],
-                "seen": f"{seen} of {len(counts)}",
-                "cells": cells(counts, names, most, label=told),
+                "seen": seen,
+                "cells": cells(info["labels"], names, most, label=told) if drawn else "",
             }
         )
-    return {"modalities": modalities, "sites": rows, "labels": len(names), "most": f"{most:,}"}
+    return {
+        "modalities": modalities,
+        "sites": rows,
+        "column": column if names else "",
+        "counted": f"{len(names)} {'labels' if column == 'labels' else f'values of {column}'}",
+        "drawn": drawn,
+        "most": f"{most:,}",
+    }

@@ -29,6 +29,7 @@ ABOUT: Mapping[str, str] = {
     Kind.SYNTHETIC: "rows that a model invented",
     Kind.LABELS: "classes of rows",
     Kind.METRIC: "results of evaluation",
+    Kind.RAW: "rows as they are, which a site refuses to send",
     OTHER: "tensors of no declared kind",
     REST: "names, single numbers, metrics and the frame around them",
 }

@@ -58,7 +58,6 @@ class Population(Spec):
         None, description="give models a class head; by default only where a modality is alone"
     )
 
-
     @model_validator(mode="after")
     def _models_read_what_sites_hold(self) -> Population:
         for number, model in enumerate(self.models):
@@ -164,6 +163,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"there is no recipe {path}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line} is not YAML: {error.problem}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
     if not isinstance(values, dict):

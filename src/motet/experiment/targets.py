@@ -61,9 +61,9 @@ def find_target(name: str) -> Target:
         return Target(name, standard_recipe(name))
     recipes, methods = list(recipe_paths()), method_names()
     raise ConfigError(
-        f"there is no recipe or method {name!r}{nearest(name, [*recipes, *methods])}; write a "
-        f"file that ends in .yaml, a recipe ({', '.join(recipes)}) or a method "
-        f"({', '.join(methods)})"
+        f"there is no recipe or method {name!r}; write a file that ends in .yaml, a recipe "
+        f"({', '.join(recipes)}) or a method ({', '.join(methods)})"
+        f"{nearest(name, [*recipes, *methods])}"
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.methods import tiny
 
 from motet.experiment.runner import run
 from motet.methods import registry
-from tests.methods import tiny
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 

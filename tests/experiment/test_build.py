@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.methods import tiny
 
 from motet.core import ConfigError, DataError
 from motet.experiment import build
 from motet.experiment.build import build_parties, join, scramble
 from motet.experiment.spec import parse_experiment
-from tests.methods import tiny
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.methods import tiny
 
 from motet.core import ConfigError
 from motet.experiment import compare as module
 from motet.experiment.compare import Arm, Comparison, compare, last_values
-from tests.methods import tiny
 
 SMALL = [
     "data={name: emoji, options: {size: 8}, unit: concept, test: 16, public: 16}",

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.methods import tiny
 
 from motet.core import ConfigError, SiteError, StoreError, read_events
 from motet.experiment import build, runner
 from motet.experiment.runner import environment, resume, run
-from tests.methods import tiny
 
 
 @pytest.fixture(autouse=True)

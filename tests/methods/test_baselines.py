@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods import tiny
 
 from motet.core import ConfigError
 from motet.experiment.runner import Result, run
 from motet.methods.fedet import FedET
 from motet.methods.modal_fedavg import FedIoT, ModalFedAvg
-from tests.methods import tiny
 
 PARTS = {"server": tiny.TASK, "private": tiny.PRIVATE}
 PUBLIC = {**PARTS, "distil": tiny.DISTIL}

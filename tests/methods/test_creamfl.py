@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.methods import tiny
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ from motet.experiment.runner import Result, run
 from motet.methods import creamfl as module
 from motet.methods.creamfl import CreamFL
 from motet.methods.parts import Distil
-from tests.methods import tiny
 
 
 @pytest.fixture

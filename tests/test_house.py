@@ -32,6 +32,7 @@ MAY_IMPORT["methods"] = set(MAY_IMPORT)
 MAY_IMPORT["experiment"] = set(MAY_IMPORT)
 MAY_IMPORT["claims"] = set(MAY_IMPORT)
 MAY_IMPORT["motet"] = set(MAY_IMPORT)
+MAY_IMPORT["commands"] = {*MAY_IMPORT, "commands"}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 MAY_IMPORT["__main__"] = set(MAY_IMPORT)
 

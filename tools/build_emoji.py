@@ -31,8 +31,22 @@ STYLES = ("noto", "noto-v1", "twemoji", "fluent-emoji-flat", "emojione")
 SIZE = 64
 COMPONENT, FLAGS = 2, 9
 VARIATION_SELECTOR = "fe0f"
+# Packs without code points, where a name leads to another emoji: the right icon, or None where the
+# pack has no drawing of its own.
+CORRECTIONS: dict[tuple[str, str], str | None] = {
+    ("noto-v1", "1F635"): "dizzy-face",
+    ("noto-v1", "1F997"): None,
+    ("noto-v1", "1F4C6"): None,
+    ("noto-v1", "1F199"): "up-text-button",
+    ("noto-v1", "0023-FE0F-20E3"): "keycap-pound",
+    ("noto-v1", "002A-FE0F-20E3"): "keycap-asterisk",
+    ("emojione", "1F635"): "dizzy-face",
+    ("emojione", "1F997"): None,
+    ("emojione", "1F199"): "up-text-button",
+    ("emojione", "0023-FE0F-20E3"): "keycap-pound",
+}
 SHA256 = {
-    "emoji-pictures.parquet": "c77e6ee1d6a54f02feb30d013ff5ee9cf5935a3a59b5ffb383c9d551400e073c",
+    "emoji-pictures.parquet": "25f7f7749aedba638234583d52d5b4eb829aef6e65225c94e6119f44624641ac",
     "emoji-texts.parquet": "9e28ee652c49981b178d04c114d00203d683b31e6e5b547e5eb1f9409e5ca812",
 }
 
@@ -85,7 +99,11 @@ def draw_all(packages: Path, concepts: dict[str, dict[str, Any]]) -> list[dict[s
     for code, entry in concepts.items():
         for number, style in enumerate(STYLES):
             pack = load_pack(packages, style)
-            icon = find_icon(pack, code, entry["names"])
+            icon = (
+                CORRECTIONS[style, code]
+                if (style, code) in CORRECTIONS
+                else find_icon(pack, code, entry["names"])
+            )
             if icon is not None:
                 rows.append(
                     {

@@ -194,7 +194,7 @@ def test_an_unknown_claim_is_refused(motet: Motet) -> None:
 
 
 def test_the_demo_is_told_and_opened(motet: Motet, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
+    opened: list[Path] = []
     asked: list[object] = []
 
     def run_demo(folder: Path, **options: object) -> Path:
@@ -202,8 +202,8 @@ def test_the_demo_is_told_and_opened(motet: Motet, monkeypatch: pytest.MonkeyPat
         return folder / "run" / "report.html"
 
     monkeypatch.setattr("motet.claims.demo.run_demo", run_demo)
-    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    monkeypatch.setattr(command, "show_file", opened.append)
     result = motet("demo", "--jobs", "2", "--open")
     assert result.stdout == "report: runs/demo/run/report.html\n"
     assert asked == [Path("runs/demo"), 2]
-    assert opened
+    assert opened == [Path("runs/demo/run/report.html")]

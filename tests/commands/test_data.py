@@ -11,6 +11,7 @@ from typer.testing import Result
 
 from motet.commands.data import data_recipe, fitted
 from motet.core import Dataset
+from motet.core.batch import Column
 from motet.experiment.recipes import shipped_recipe
 from motet.experiment.spec import parse_experiment
 
@@ -19,7 +20,10 @@ Motet = Callable[..., Result]
 
 def dataset(modalities: Sequence[str], labels: bool = True, repeat: int = 1) -> Dataset:
     n = 60
-    columns = {"image": torch.zeros(n, 3, 8, 8, dtype=torch.uint8), "text": ("a",) * n}
+    columns: dict[str, Column] = {
+        "image": torch.zeros(n, 3, 8, 8, dtype=torch.uint8),
+        "text": ("a",) * n,
+    }
     return Dataset(
         {name: columns[name] for name in modalities},
         labels=torch.arange(n) % 3 if labels else None,

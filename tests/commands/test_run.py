@@ -30,7 +30,7 @@ def stop_in_round(
             if event["event"] == "round" and event["round"] == number:
                 raise error
 
-        return run(*args, **{**kwargs, "listeners": [*kwargs["listeners"], stop]})  # type: ignore[arg-type,dict-item,misc]
+        return run(*args, **{**kwargs, "listeners": [*kwargs["listeners"], stop]})  # type: ignore[arg-type,misc]
 
     monkeypatch.setattr(command, "run", stopped)
 
@@ -240,7 +240,12 @@ def test_a_report_is_opened_on_request(
     motet: Motet, tiny: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address)))
+
+    def no_browser(address: str) -> bool:
+        opened.append(address)
+        return False
+
+    monkeypatch.setattr("webbrowser.open", no_browser)
     motet("run", tiny, "-q")
     result = motet("report", "runs/tiny-0", "--open")
     assert opened == [Path("runs/tiny-0/report.html").resolve().as_uri()]

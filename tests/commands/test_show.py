@@ -18,7 +18,8 @@ def test_all_is_listed(motet: Motet) -> None:
     assert result.exit_code == 0
     names = [line.split()[0] for line in result.stdout.splitlines() if line.strip()]
     everything = [*METHODS, *recipe_paths()]
-    everything += [info.name for info in (*list_data(), *list_encoders())]
+    everything += [data.name for data in list_data()]
+    everything += [encoder.name for encoder in list_encoders()]
     assert set(everything) <= set(names)
     for title in ("Methods", "Data", "Models", "Recipes", "Claims"):
         assert title in names

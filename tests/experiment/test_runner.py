@@ -107,6 +107,25 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path) 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_kill_before_the_recipe_stands_does_not_spoil_the_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "environment.json").write_text("{}")
+    (folder / ".recipe.yaml.7.part").write_text("half")
+    assert run(tiny.experiment(), folder=folder).hash
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    import fcntl
+
+    run(tiny.experiment(), folder=tmp_path / "run")
+    with (tmp_path / "run/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process"):
+            resume(tmp_path / "run")
+    assert resume(tmp_path / "run").hash
+
+
 def test_resuming_nothing_says_so(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe\.yaml"):
         resume(tmp_path)

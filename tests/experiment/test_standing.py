@@ -16,8 +16,8 @@ def begin(number: int, time: float, of: int = 4, loop: int = 0) -> dict[str, Any
 
 
 def replied(down: int, up: int) -> dict[str, Any]:
-    ways = {"down": {"frame": down}, "up": {"frame": up}}
-    return event("replied", round=0, site="a", op="train", tag="0", **ways)
+    told = event("replied", round=0, site="a", op="train", tag="0")
+    return {**told, "down": {"frame": down}, "up": {"frame": up}}
 
 
 def metric(party: str, **values: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import platform
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ METRICS = "metrics.csv"
 ENVIRONMENT = "environment.json"
 MODEL = "model.safetensors"
 GALLERY = "gallery.json"
+LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,19 @@ def _run(
 ) -> Result:
     parties = parties or build_parties(experiment)
     experiment.method.check(parties.facts)
-    if folder is not None:
-        _open_folder(folder, experiment)
+    if folder is None:
+        return _run_in(None, experiment, parties, listeners)
+    _open_folder(folder, experiment)
+    with _locked(folder):
+        return _run_in(folder, experiment, parties, listeners)
+
+
+def _run_in(
+    folder: Path | None,
+    experiment: Experiment,
+    parties: Parties,
+    listeners: Sequence[Callable[[Event], None]],
+) -> Result:
     events = Events(None if folder is None else folder / EVENTS)
     for listener in listeners:
         events.listen(listener)
@@ -159,11 +171,36 @@ def _open_folder(folder: Path, experiment: Experiment) -> None:
                 f"{folder} holds a run of another recipe; choose another folder, or remove it"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or _others(folder)):
         raise ConfigError(f"{folder} is not empty and not a run; choose another folder")
     text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
     write_atomic(folder / ENVIRONMENT, json.dumps(environment(), indent=1).encode())
     write_atomic(recipe, text.encode())
+
+
+def _others(folder: Path) -> list[Path]:
+    """What is in the folder beside what a run that was killed at its very start may leave."""
+    ours = {ENVIRONMENT, LOCK}
+    return [path for path in folder.iterdir() if path.name not in ours and path.suffix != ".part"]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run's folder; the lock goes with the process."""
+    try:
+        import fcntl
+    except ImportError:
+        # No such locks on this system: two processes in one folder are then the user's to avoid.
+        yield
+        return
+    with (folder / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(
+                f"another process is at work in {folder}; wait for it, or choose another folder"
+            ) from None
+        yield
 
 
 def environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from motet.core import Facts, Federation, Method, Site, Tree, at_site
 from motet.core.errors import ConfigError
-from motet.methods.parts import Private, ServerTask
+from motet.methods.parts import Private, Quorum, ServerTask
 
 
 class ServerOnly(Method):
@@ -45,11 +45,12 @@ class LocalOnly(Method):
 
     rounds: int = Field(30, ge=1, description="rounds of training and evaluation")
     cohort: int = Field(10, ge=1, description="sites that train per round")
+    quorum: Quorum = None
     private: Private = Private()
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            fed.sample(self.cohort).ask(self.train)
+            fed.sample(self.cohort).ask(self.train, quorum=self.quorum)
             fed.report(sites=fed.all)
 
     @at_site(keeps="model")

@@ -29,6 +29,7 @@ from motet.methods.parts import (
     Anchored,
     Distil,
     Private,
+    Quorum,
     ServerTask,
     encode_all,
 )
@@ -61,6 +62,7 @@ class CreamFL(Method):
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")
+    quorum: Quorum = None
     server: ServerTask = ServerTask()
     distil: Distil = Distil()
     private: Private = Private()
@@ -96,7 +98,9 @@ class CreamFL(Method):
             ours = encode_all(fed, public)
             anchors = self.embed_classes(fed) if self.anchors else None
             sites = fed.sample(self.cohort)
-            replies = sites.ask(self.contrast, rows=rows, anchors=anchors, **ours)
+            replies = sites.ask(
+                self.contrast, quorum=self.quorum, rows=rows, anchors=anchors, **ours
+            )
             targets = self.aggregate(replies, ours)
             self.distil.train(fed, public, targets, self.server.loss)
             fed.report(sites=fed.all)

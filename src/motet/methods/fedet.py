@@ -15,6 +15,7 @@ from motet.methods.parts import (
     Digest,
     Distil,
     Private,
+    Quorum,
     ServerTask,
     encode_all,
     revisit,
@@ -43,6 +44,7 @@ class FedET(Method):
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")
+    quorum: Quorum = None
     server: ServerTask = ServerTask()
     distil: Distil = Distil()
     digest: Digest = Digest()
@@ -53,7 +55,7 @@ class FedET(Method):
         for number in fed.rounds(self.rounds):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             ours = encode_all(fed, fed.public)
-            replies = fed.sample(self.cohort).ask(self.transfer, **ours)
+            replies = fed.sample(self.cohort).ask(self.transfer, quorum=self.quorum, **ours)
             sent = {name: list(replies.having(name).values()) for name in OTHER}
             targets = {name: self.target(rows) for name, rows in sent.items() if rows}
             self.distil.train(fed, fed.public, targets, self.server.loss)

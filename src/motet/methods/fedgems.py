@@ -15,6 +15,7 @@ from motet.methods.parts import (
     Digest,
     Distil,
     Private,
+    Quorum,
     ServerTask,
     encode_all,
     revisit,
@@ -42,6 +43,7 @@ class FedGEMS(Method):
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")
+    quorum: Quorum = None
     server: ServerTask = ServerTask()
     distil: Distil = Distil(weight=0.25, task_weight=0.75)
     digest: Digest = Digest()
@@ -53,7 +55,7 @@ class FedGEMS(Method):
         for number in fed.rounds(self.rounds):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             ours = encode_all(fed, fed.public)
-            replies = fed.sample(self.cohort).ask(self.transfer, **ours)
+            replies = fed.sample(self.cohort).ask(self.transfer, quorum=self.quorum, **ours)
             targets: dict[str, Tensor] = {}
             known: dict[str, Tensor] = {}
             for name in ours:

@@ -14,6 +14,7 @@ from motet.methods.parts import (
     Digest,
     Distil,
     Private,
+    Quorum,
     ServerTask,
     encode_all,
     revisit,
@@ -41,6 +42,7 @@ class FedMD(Method):
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")
+    quorum: Quorum = None
     server: ServerTask = ServerTask()
     distil: Distil = Distil()
     digest: Digest = Digest()
@@ -51,9 +53,11 @@ class FedMD(Method):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             if number == 0:
                 fed.state["consensus"] = encode_all(fed, fed.public)
-            replies = fed.sample(self.cohort).ask(self.transfer, **fed.state["consensus"])
+            replies = fed.sample(self.cohort).ask(
+                self.transfer, quorum=self.quorum, **fed.state["consensus"]
+            )
             sent = {name: replies.mean(name) for name in OTHER if replies.having(name)}
-            fed.state["consensus"] = {**fed.state["consensus"], **sent}
+            fed.state["consensus"] = {**consensus, **sent}
             self.distil.train(fed, fed.public, sent, self.server.loss)
             fed.report(sites=fed.all)
 

@@ -10,7 +10,7 @@ from torch import nn
 from motet.core import Facts, Federation, Kind, Method, Site, Tree, at_site, load, weights_of
 from motet.core.errors import ConfigError
 from motet.core.learner import Learner
-from motet.methods.parts import Private, ServerTask
+from motet.methods.parts import Private, Quorum, ServerTask
 
 WEIGHTS = {"image": Kind.WEIGHTS, "text": Kind.WEIGHTS}
 
@@ -32,6 +32,7 @@ class ModalFedAvg(Method):
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")
+    quorum: Quorum = None
     server: ServerTask = ServerTask()
     private: Private = Private()
     pair_factor: float = Field(1.0, gt=0, description="factor on the weight of image-text sites")
@@ -49,7 +50,7 @@ class ModalFedAvg(Method):
         for number in fed.rounds(self.rounds):
             encoders = encoders_of(fed)
             weights: Tree = {name: weights_of(encoders[name]) for name in encoders}
-            replies = fed.sample(self.cohort).ask(self.train, **weights)
+            replies = fed.sample(self.cohort).ask(self.train, quorum=self.quorum, **weights)
             for name in encoders:
                 if replies.having(name):
                     load(encoders[name], replies.mean(name, by="weight"))

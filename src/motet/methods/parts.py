@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from motet.core import Adam, Batch, DataError, Dataset, Federation, Kind, Output, Site, Tree
+from motet.core import (
+    Adam,
+    Batch,
+    ConfigError,
+    DataError,
+    Dataset,
+    Federation,
+    Kind,
+    Output,
+    Site,
+    Tree,
+)
 from motet.core.learner import Learner, Loss
 from motet.nn.functional import (
     class_separation,
@@ -26,6 +37,13 @@ from motet.nn.functional import (
 
 OTHER = {"image": "text", "text": "image"}
 REPRESENTATIONS = {"image": Kind.REPRESENTATIONS, "text": Kind.REPRESENTATIONS}
+
+
+# A field that every method with a cohort has.
+Quorum = Annotated[
+    float | None,
+    Field(gt=0, le=1, description="share of the cohort whose answers suffice; null wants all"),
+]
 
 
 class Part(BaseModel):
@@ -45,10 +63,13 @@ class PairLoss(Part):
     tau: float = Field(0.1, gt=0, description="InfoNCE temperature")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean (infonce) or sum (soft) over the rows that have both modalities."""
+        """Mean (infonce) or sum (soft) over the rows that have both modalities; 0 without any."""
         features = model(batch).features
         both = batch.present["image"] & batch.present["text"]
         image, text = features["image"], features["text"]
+        if not bool(both.any()):
+            # Nothing to compare, but still a loss that a step can be taken on.
+            return 0 * (image.sum() + text.sum())
         if not bool(both.all()):
             image, text = image[both], text[both]
         if self.name == "infonce":
@@ -158,7 +179,12 @@ class Private(Part):
 
     def classify(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy with margin and class separation: mean over the batch."""
-        loss = shifted_cross_entropy(model(batch).logits, labels_of(batch), self.margin)
+        logits = model(batch).logits
+        if logits is None:
+            raise ConfigError(
+                "a site with one modality has no class head to train; leave out classify: false"
+            )
+        loss = shifted_cross_entropy(logits, labels_of(batch), self.margin)
         if self.separation:
             head: Any = model.head
             loss = loss + self.separation * class_separation(head.weight)

@@ -53,9 +53,9 @@ class FedMD(Method):
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             if number == 0:
                 fed.state["consensus"] = encode_all(fed, fed.public)
-            replies = fed.sample(self.cohort).ask(
-                self.transfer, quorum=self.quorum, **fed.state["consensus"]
-            )
+            consensus = fed.state["consensus"]
+            sites = fed.sample(self.cohort)
+            replies = sites.ask(self.transfer, quorum=self.quorum, **consensus)
             sent = {name: replies.mean(name) for name in OTHER if replies.having(name)}
             fed.state["consensus"] = {**consensus, **sent}
             self.distil.train(fed, fed.public, sent, self.server.loss)

@@ -59,7 +59,7 @@ versions: $(DEV) ## what is installed
 	@$(BIN)/python -m pip --disable-pip-version-check list --format freeze
 
 clean: ## remove the environment, caches and built files; runs stay
-	rm -rf $(VENV) build dist site docs/methods .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site docs/methods docs/data.md docs/models.md .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Every stamp stands for an environment that also has what the base needs.

@@ -12,6 +12,7 @@ import motet.commands.run as command
 from motet.core import StoreError
 from motet.core.events import Event, read_events
 from motet.experiment.runner import run
+from motet.experiment.standing import size_of
 
 Motet = Callable[..., Result]
 
@@ -46,6 +47,22 @@ def test_a_recipe_runs_and_tells_metrics_and_report(motet: Motet, tiny: str) -> 
     assert Path("runs/tiny-0/report.html").exists()
     preview = json.loads(Path("runs/tiny-0/preview.json").read_text())
     assert set(preview["sites"]) == {"image-1", "pair-1", "pair-2"}
+
+
+def test_metrics_are_told_from_first_to_last(capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[Event] = []
+    for number, value in enumerate((20.0, 40.0, 30.0)):
+        events.append({"event": "round", "round": number, "loop": 0, "of": 3})
+        for party, scale in (("hub", 1.0), ("pair-1", 2.0)):
+            metrics = {"i2t_r1": [1.0, 7], "rsum": [value * scale, 7]}
+            event = {"event": "metric", "round": number, "party": party, "point": "x"}
+            events.append({**event, "metrics": metrics})
+    command.print_metrics(events)
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["rsum", "20.0", "40.0", "30.0", "7"] in told
+    assert ["i2t_r1", "1.0", "1.0", "1.0", "7"] in told
+    assert ["pair-1", "rsum", "40.0", "80.0", "60.0", "7"] in told
+    assert ["pair-1", "i2t_r1", "1.0", "1.0", "1.0", "7"] not in told
 
 
 def test_quiet_prints_the_report_alone(motet: Motet, tiny: str) -> None:
@@ -107,6 +124,9 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert result.exit_code == 0
     assert "going on" in result.stderr
     assert "round 1/2" not in result.stderr, "the first round was run again"
+    events = read_events(Path("whole/events.jsonl"))
+    frames = [e[way]["frame"] for e in events if e["event"] == "replied" for way in ("down", "up")]
+    assert size_of(sum(frames)) in result.stderr, "bytes of the first session were forgotten"
     assert weights("runs/tiny-0") == weights("whole")
 
 

@@ -15,7 +15,7 @@ from motet.experiment.preview import bars_of, draw_preview, preview, preview_tab
 from motet.experiment.report_pictures import preview_view
 from motet.experiment.spec import Experiment, parse_experiment
 
-CLASSES = ("zebra", "ant", "never", "cat")
+CLASSES = ("zebra", "$^$", "never", "cat")
 
 
 def rows(labels: bool = True) -> Dataset:
@@ -31,7 +31,7 @@ def rows(labels: bool = True) -> Dataset:
 def experiment(**changes: Any) -> Experiment:
     model = {"width": 8, "image": "hog-mlp", "text": "hashed-mlp"}
     values = {
-        "title": "Costs $1 and [more]",
+        "title": "Costs $^$ and [more]",
         "method": "fedmd",
         "data": {"name": "emoji", "test": 6, "public": 4},
         "populations": [
@@ -66,7 +66,7 @@ def test_every_party_is_counted() -> None:
     told = preview(experiment())
     assert list(told["sites"]) == ["eye-1", "both-1", "both-2"]
     assert told["about"] == "labels"
-    assert told["labels"] == ["zebra", "ant", "cat"], "classes that nobody has, or another order"
+    assert told["labels"] == ["zebra", "$^$", "cat"], "classes that nobody has, or another order"
     parties = build.build_parties(experiment())
     datasets = {site.name: site.data for site in parties.sites}
     for name, counts in told["sites"].items():
@@ -136,7 +136,7 @@ def test_the_table_shows_modalities_labels_and_histogram() -> None:
     assert "zebra (" in " ".join(map(str, cells["most rows have"]))
     console = Console(file=io.StringIO(), width=120, markup=False)
     console.print(table)
-    assert "Costs $1 and [more]" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "Costs $^$ and [more]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_bars() -> None:

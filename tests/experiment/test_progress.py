@@ -134,6 +134,15 @@ def test_on_a_terminal_what_is_printed_or_logged_stays_above_the_drawing(
     assert told.rstrip().endswith("\x1b[?25h"), "the cursor stays hidden"
 
 
+def test_the_end_of_a_run_ends_the_drawing() -> None:
+    for end in (event("finished", 140.0), event("stopped", 140.0, round=1, error="no")):
+        console = screen()
+        progress = Progress(console)
+        for one in [*a_run()[:-1], end]:
+            progress(one)
+        assert "\x1b[?25h" in text(console)
+
+
 def test_an_error_leaves_a_terminal_as_it_was() -> None:
     console = screen()
     progress = Progress(console)

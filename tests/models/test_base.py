@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,6 +100,25 @@ def test_what_one_key_made_is_made_once() -> None:
     coarse = MultimodalModel({"text": HashedMLP(width=8, bins=64)}).prepare(rows)
     assert coarse.columns["text"].shape == (6, 64)  # type: ignore[union-attr]
     assert large.prepare(rows).columns["text"].shape == (6, 1024)  # type: ignore[union-attr]
+
+
+def test_a_selection_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = data(text=torch.ones(6, dtype=torch.bool))
+    model = MultimodalModel({"text": HashedMLP(width=8)})
+    whole = model.prepare(rows).columns["text"]
+    some = rows.take([4, 1])
+    monkeypatch.setattr(HashedMLP, "prepare", lambda *_: pytest.fail("prepared again"))
+    assert isinstance(whole, torch.Tensor)
+    assert torch.equal(model.prepare(some.only(["text"])).columns["text"], whole[[4, 1]])
+
+
+def test_other_columns_do_not_find_what_was_prepared_before() -> None:
+    rows = data(text=torch.ones(6, dtype=torch.bool))
+    model = MultimodalModel({"text": HashedMLP(width=8)})
+    before = model.prepare(rows).columns["text"]
+    texts = tuple(reversed(rows.columns["text"]))
+    after = model.prepare(replace(rows, columns={**rows.columns, "text": texts})).columns["text"]
+    assert torch.equal(after, before.flip(0))
 
 
 def test_prepared_rows_keep_ids_labels_and_presence() -> None:

@@ -30,6 +30,9 @@ class Dataset:
     rows: int64 [n], ids that stay with a row through every selection.
     about: further columns that no model sees (style, language, group ...), for partitioners and
         metrics.
+    cache: what encoders made of columns, (id of column, encoder's key) -> (column, prepared). Data
+        sets that share columns share it, selections take their rows of it, and it goes with the
+        last of them.
     """
 
     columns: Mapping[str, Column]
@@ -38,6 +41,7 @@ class Dataset:
     present: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     about: Mapping[str, Column] = field(default_factory=dict)
+    cache: dict[tuple[int, str], tuple[Column, Tensor]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.columns.items()}
@@ -68,14 +72,27 @@ class Dataset:
         if given.dtype == torch.bool:
             raise TypeError("take wants positions; write mask.nonzero().flatten() for a mask")
         at = given.to(torch.int64)
+        columns = {name: _pick(column, at) for name, column in self.columns.items()}
         return replace(
             self,
-            columns={name: _pick(column, at) for name, column in self.columns.items()},
+            columns=columns,
             present={name: mask[at] for name, mask in self.present.items()},
             labels=None if self.labels is None else self.labels[at],
             rows=self.rows[at],
             about={name: _pick(column, at) for name, column in self.about.items()},
+            cache=self._picked_cache(columns, at),
         )
+
+    def _picked_cache(
+        self, columns: Mapping[str, Column], at: Tensor
+    ) -> dict[tuple[int, str], tuple[Column, Tensor]]:
+        # A frozen trunk must not run again on a subset of rows that it has seen.
+        names = {id(column): name for name, column in self.columns.items()}
+        return {
+            (id(columns[names[number]]), key): (columns[names[number]], prepared[at])
+            for (number, key), (_, prepared) in self.cache.items()
+            if number in names
+        }
 
     def positions(self, rows: Tensor) -> Tensor:
         """Where these row ids (int64 [m], all of them in this data set) stand: int64 [m]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -95,7 +94,7 @@ class MultimodalModel(nn.Module):
         for name in names:
             encoder = self.encoders[name]
             assert isinstance(encoder, Encoder)
-            columns[name] = _prepared(data.columns[name], encoder)
+            columns[name] = _prepared(data, name, encoder)
         return replace(data.only(names), columns=columns)
 
     def forward(self, batch: Batch) -> Output:
@@ -109,20 +108,14 @@ class MultimodalModel(nn.Module):
         return Output(logits=logits, features=features)
 
 
-# Columns never change, so what an encoder makes of one is kept as long as a data set holds the
-# column. Tuples cannot be referred to weakly: their entry is dropped with the oldest ones.
-_PREPARED: OrderedDict[tuple[int, str], tuple[Column, Tensor]] = OrderedDict()
-_MOST = 256
-
-
-def _prepared(column: Column, encoder: Encoder) -> Tensor:
+def _prepared(data: Dataset, name: str, encoder: Encoder) -> Tensor:
+    """What the encoder makes of a column, worked out once for as long as its data set lives."""
+    column = data.columns[name]
     key = (id(column), encoder.key)
-    if key not in _PREPARED:
-        _PREPARED[key] = (column, encoder.prepare(column))
-        while len(_PREPARED) > _MOST:
-            _PREPARED.popitem(last=False)
-    _PREPARED.move_to_end(key)
-    return _PREPARED[key][1]
+    if key not in data.cache:
+        # The column is kept beside it, so that no other one can take over its id.
+        data.cache[key] = (column, encoder.prepare(column))
+    return data.cache[key][1]
 
 
 def _mean_of_present(raw: Mapping[str, Tensor], batch: Batch) -> Tensor:

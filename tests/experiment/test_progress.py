@@ -9,6 +9,9 @@ from rich.console import Console
 
 from motet.experiment.progress import ArmsProgress, Progress
 
+# Errors of a site's door name it, others do not.
+ERRORS = ("out [of] memory", "site pair-2, round 1, operation train: pair-2: out [of] memory")
+
 
 def event(kind: str, time: float = 0.0, **fields: Any) -> dict[str, Any]:
     return {"event": kind, "time": time, **fields}
@@ -25,7 +28,7 @@ def a_run() -> list[dict[str, Any]]:
             event("checkpoint", at, round=number, version=number + 1),
             event("round", at, round=number, loop=0, of=2),
             event("replied", at, round=number, site="pair-1", op="train", tag="0", **ways),
-            event("failed", at, round=number, site="pair-2", op="train", error="out [of] memory"),
+            event("failed", at, round=number, site="pair-2", op="train", error=ERRORS[number]),
             event("log", at, round=number, loss=0.123456, note="fine"),
             event("metric", at, round=number, party="hub", point="hub", metrics=values),
         ]
@@ -51,10 +54,10 @@ def test_elsewhere_than_on_a_terminal_there_is_one_line_per_round() -> None:
         for one in a_run():
             progress(one)
     assert text(console).splitlines() == [
-        "round 1: site pair-2 failed: out [of] memory",
+        "round 1: pair-2 failed in train: out [of] memory",
         "round 1: loss 0.1235  note fine",
         "round 1/2  rsum 50.0  3.0 kB  20 s  failed: pair-2",
-        "round 2: site pair-2 failed: out [of] memory",
+        "round 2: pair-2 failed in train: out [of] memory",
         "round 2: loss 0.1235  note fine",
         "round 2/2  rsum 51.0  6.0 kB  20 s  failed: pair-2",
     ]
@@ -66,8 +69,8 @@ def test_quiet_tells_failures_alone() -> None:
         for one in a_run():
             progress(one)
         assert text(console).splitlines() == [
-            "round 1: site pair-2 failed: out [of] memory",
-            "round 2: site pair-2 failed: out [of] memory",
+            "round 1: pair-2 failed in train: out [of] memory",
+            "round 2: pair-2 failed in train: out [of] memory",
         ]
 
 
@@ -102,7 +105,7 @@ def test_three_lines_are_drawn_at_any_time() -> None:
     assert second[0].endswith("24 s  about 16 s left")
     assert last[0].startswith("2 rounds ")
     assert last[1] == "rsum 51.0  best rsum 51.0"
-    assert last[2] == "4.0 kB down  2.0 kB up  1 answers of sites  failed: pair-2"
+    assert last[2] == "4.0 kB down  2.0 kB up  1 answer  failed: pair-2"
 
 
 def test_a_narrow_terminal_does_not_get_more_lines() -> None:
@@ -129,7 +132,7 @@ def test_on_a_terminal_what_is_printed_or_logged_stays_above_the_drawing(
     told = text(console)
     assert told.count("a picture was skipped\n") == 2
     assert told.count("printed\n") == 2
-    assert told.count("failed: out [of] memory") == 2
+    assert told.count("failed in train: out [of] memory") == 2
     assert told.count("loss 0.1235") == 2
     assert told.rstrip().endswith("\x1b[?25h"), "the cursor stays hidden"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from motet.commands.common import newest_run, out, result, say, show_file, table
-from motet.core.errors import ConfigError, DataError, MotetError
+from motet.core.errors import ConfigError, StoreError
 from motet.core.events import Event, read_events
 from motet.experiment.build import build_parties
 from motet.experiment.preview import preview_of, write_preview
@@ -79,9 +79,8 @@ def _run(folder: Path, experiment: Experiment, before: Sequence[Event], quiet: b
             progress.close()
             say(f"stopped; {_how_to_go_on(folder)}", "yellow")
             raise typer.Exit(1) from None
-        except (ConfigError, DataError):
-            raise
-        except MotetError:
+        except StoreError:
+            # Of all errors the one that is gone when the disk has room again.
             progress.close()
             if (folder / RECIPE).exists():
                 say(_how_to_go_on(folder), "yellow")

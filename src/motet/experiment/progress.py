@@ -91,8 +91,7 @@ class Progress(_Display):
         if kind == "round":
             self.show()
         elif kind == "failed":
-            where = f"round {event['round'] + 1}: site {event['site']}"
-            self.line(f"{where} failed: {event['error']}", "yellow", always=True)
+            self._failed(event)
         elif kind == "log":
             self._log(event)
         elif kind in ("finished", "stopped"):
@@ -122,6 +121,13 @@ class Progress(_Display):
         ]
         self.line("  ".join(part for part in parts if part))
 
+    def _failed(self, event: Event) -> None:
+        site, number, op = event["site"], event["round"], event["op"]
+        # The error names all of them as well, and counts rounds from 0.
+        reason = event["error"].removeprefix(f"site {site}, round {number}, operation {op}: ")
+        reason = reason.removeprefix(f"{site}: ")
+        self.line(f"round {number + 1}: {site} failed in {op}: {reason}", "yellow", always=True)
+
     def _log(self, event: Event) -> None:
         fields = {k: v for k, v in event.items() if k not in ("event", "time", "round")}
         told = "  ".join(
@@ -138,7 +144,8 @@ class Progress(_Display):
         time_left = "" if at.done else "time left not known yet" if left is None else _left(left)
         head = f"round {min(done + 1, at.of)} of {at.of}" if not at.done else f"{at.of} rounds"
         best = [f"best {name} {at.best[name]:.1f}" for name in chief(at.best)[:1]]
-        traffic = f"{size_of(at.down)} down  {size_of(at.up)} up  {at.answers} answers of sites"
+        answers = "1 answer" if at.answers == 1 else f"{at.answers} answers"
+        traffic = f"{size_of(at.down)} down  {size_of(at.up)} up  {answers}"
         spent = duration(now - at.began) if at.began else ""
         return Group(
             _bar(head, done, at.of, "  ".join(part for part in (spent, time_left) if part)),
@@ -190,8 +197,8 @@ class ArmsProgress(_Display):
 
 def _bar(head: str, done: int, of: int, tail: str) -> Table:
     row = Table.grid(padding=(0, 1))
-    for width in (None, 32, None):
-        row.add_column(no_wrap=True, overflow="ellipsis", max_width=width)
+    for _ in range(3):
+        row.add_column(no_wrap=True, overflow="ellipsis")
     row.add_row(head, ProgressBar(total=max(of, 1), completed=done, width=32), tail)
     return row
 

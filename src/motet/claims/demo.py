@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from motet.claims.base import run_claim
 from motet.claims.creamfl import CLAIM
 from motet.core.events import Event
+from motet.core.store import write_atomic
 from motet.experiment.recipes import shipped_recipe
 from motet.experiment.report import write_report
-from motet.experiment.runner import run
+from motet.experiment.runner import COMPARISON, run
 
 # The arms that answer a newcomer's first questions; `motet claim creamfl` runs all of them.
 ARMS = (
@@ -44,4 +46,6 @@ def run_demo(
     recipe = {**shipped_recipe("creamfl-emoji"), "seed": seeds[0]}
     run(recipe, folder=folder / "run", listeners=listeners)
     comparison = run_claim(CLAIM, folder / "arms", seeds=seeds, only=ARMS, jobs=jobs, tell=tell)
-    return write_report(folder / "run", comparison=comparison.plain(CLAIM.metrics))
+    told = comparison.plain(CLAIM.metrics)
+    write_atomic(folder / "run" / COMPARISON, json.dumps(told, indent=1).encode())
+    return write_report(folder / "run", comparison=told)

@@ -15,13 +15,12 @@ import typer
 
 from motet.claims import claim_named, list_claims, markdown, run_claim
 from motet.commands.common import RUNS, out, result, say, show_file, table
-from motet.commands.run import COMPARISON
 from motet.core.errors import ConfigError
 from motet.core.store import write_atomic
 from motet.experiment.compare import Arm, Comparison, compare, spread
 from motet.experiment.progress import ArmsProgress, Progress
 from motet.experiment.report import write_comparison
-from motet.experiment.runner import environment
+from motet.experiment.runner import COMPARISON, environment
 from motet.experiment.standing import chief
 from motet.experiment.targets import Target, find_target
 

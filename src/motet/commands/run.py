@@ -12,17 +12,13 @@ from motet.commands.common import newest_run, out, result, say, show_file, table
 from motet.core.errors import ConfigError, StoreError
 from motet.core.events import Event, read_events
 from motet.experiment.build import build_parties
-from motet.experiment.preview import preview_of, write_preview
 from motet.experiment.progress import Progress
 from motet.experiment.report import write_comparison, write_report
 from motet.experiment.report_run import Series, series_of
-from motet.experiment.runner import EVENTS, METRICS, MODEL, RECIPE, run
+from motet.experiment.runner import COMPARISON, EVENTS, METRICS, MODEL, RECIPE, run
 from motet.experiment.spec import Experiment, method_name, parse_experiment, read_recipe
 from motet.experiment.standing import chief
 from motet.experiment.targets import find_target, run_folder, same_recipe
-
-PREVIEW = "preview.json"
-COMPARISON = "comparison.json"
 
 
 def run_target(
@@ -85,8 +81,6 @@ def _run(folder: Path, experiment: Experiment, before: Sequence[Event], quiet: b
             if (folder / RECIPE).exists():
                 say(_how_to_go_on(folder), "yellow")
             raise
-    if not (folder / PREVIEW).exists():
-        write_preview(preview_of(parties, experiment.title), folder / PREVIEW)
 
 
 def _how_to_go_on(folder: Path) -> str:

@@ -95,6 +95,10 @@ class Method(BaseModel):
                 f"{type(self).__name__} needs a public set of at least 2 rows, and "
                 f"data.public gives {facts.public}"
             )
+        if self.needs_public and not facts.hub_modalities:
+            raise ConfigError(
+                f"{type(self).__name__} trains a model at the hub; give the recipe one: server"
+            )
 
     @at_site(sends={"metrics": Kind.METRIC}, keeps="model")
     def evaluate(self, site: Site, weights: Tree | None = None) -> Tree:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -143,7 +144,10 @@ def _run_all(wanted: Sequence[tuple[str, int, Plain, Path]], jobs: int) -> Any:
             yield (name, seed), run_arm(recipe, path)
         return
     # Forked processes would inherit torch's thread pool in whatever state it is in.
-    with ProcessPoolExecutor(min(jobs, len(wanted)), mp_context=get_context("spawn")) as pool:
+    workers = ProcessPoolExecutor(
+        min(jobs, len(wanted)), get_context("spawn"), initializer=_end_at_interrupt
+    )
+    with workers as pool:
         running: dict[Future[Values], tuple[str, int]] = {
             pool.submit(run_arm, recipe, path): (name, seed) for name, seed, recipe, path in wanted
         }
@@ -153,6 +157,11 @@ def _run_all(wanted: Sequence[tuple[str, int, Plain, Path]], jobs: int) -> Any:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end_at_interrupt() -> None:
+    # At Ctrl-C a worker ends at once and silently: the parent tells, and what is done is kept.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def run_arm(recipe: Plain, path: Path) -> Values:

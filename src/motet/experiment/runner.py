@@ -24,6 +24,7 @@ from motet.engines.serial import Serial
 from motet.evaluate.suite import evaluate
 from motet.experiment.build import Parties, build_parties
 from motet.experiment.gallery import choose_queries, gallery_json, snapshot
+from motet.experiment.preview import preview_of, write_preview
 from motet.experiment.spec import Experiment, parse_experiment, read_recipe
 from motet.models.base import MultimodalModel
 from motet.protect.compress import Codec
@@ -34,6 +35,8 @@ METRICS = "metrics.csv"
 ENVIRONMENT = "environment.json"
 MODEL = "model.safetensors"
 GALLERY = "gallery.json"
+PREVIEW = "preview.json"
+COMPARISON = "comparison.json"
 LOCK = ".lock"
 
 
@@ -129,7 +132,7 @@ def _run_in(
     history = events.memory if folder is None else read_events(folder / EVENTS)
     assert model is None or isinstance(model, MultimodalModel)
     if folder is not None:
-        _finish_folder(folder, history, parties, model)
+        _finish_folder(folder, experiment.title, history, parties, model)
     return Result(experiment, history, model, parties.test, folder)
 
 
@@ -210,9 +213,14 @@ def environment() -> dict[str, str]:
 
 
 def _finish_folder(
-    folder: Path, events: list[Event], parties: Parties, model: MultimodalModel | None
+    folder: Path,
+    title: str,
+    events: list[Event],
+    parties: Parties,
+    model: MultimodalModel | None,
 ) -> None:
     write_atomic(folder / METRICS, metrics_csv(events).encode())
+    write_preview(preview_of(parties, title), folder / PREVIEW)
     if model is None or parties.build_server is None:
         return
     write_atomic(folder / MODEL, wire.encode(weights_of(model)))

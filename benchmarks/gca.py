@@ -35,7 +35,6 @@ def main() -> None:
     images = [unit() for _ in range(options.sites)]
     texts = [unit() for _ in range(options.sites)]
     image, text = unit(), unit()
-    bare(images[0], text)
     before = peak()
     start = time.perf_counter()
     gca(images, text)

@@ -126,7 +126,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
     assert "round 1/2" not in result.stderr, "the first round was run again"
     events = read_events(Path("whole/events.jsonl"))
     frames = [e[way]["frame"] for e in events if e["event"] == "replied" for way in ("down", "up")]
-    assert size_of(sum(frames)) in result.stderr, "bytes of the first session were forgotten"
+    assert size_of(sum(frames)) in result.stderr, "bytes of the first part were forgotten"
     assert weights("runs/tiny-0") == weights("whole")
 
 

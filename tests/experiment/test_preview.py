@@ -12,7 +12,7 @@ from rich.console import Console
 import motet.experiment.build as build
 from motet.core import ConfigError, Dataset
 from motet.experiment.preview import bars_of, draw_preview, preview, preview_table, write_preview
-from motet.experiment.report_pictures import preview_view
+from motet.experiment.report.pictures import preview_view
 from motet.experiment.spec import Experiment, parse_experiment
 
 CLASSES = ("zebra", "$^$", "never", "cat")

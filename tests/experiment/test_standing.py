@@ -76,7 +76,7 @@ def test_the_time_left_goes_by_the_mean_round() -> None:
 
 def test_a_resumed_run_counts_its_own_rounds_alone() -> None:
     at = standing(begin(0, 0), begin(1, 1000))
-    at.new_session()
+    at.new_start()
     at.add(begin(1, 5000))
     assert at.left(5001) is None
     at.add(begin(2, 5010))

@@ -14,7 +14,7 @@ from motet.core.events import Event, read_events
 from motet.experiment.build import build_parties
 from motet.experiment.progress import Progress
 from motet.experiment.report import write_comparison, write_report
-from motet.experiment.report_run import Series, series_of
+from motet.experiment.report.run import Series, series_of
 from motet.experiment.runner import COMPARISON, EVENTS, METRICS, MODEL, RECIPE, run
 from motet.experiment.spec import Experiment, method_name, parse_experiment, read_recipe
 from motet.experiment.standing import chief

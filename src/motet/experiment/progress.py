@@ -70,7 +70,7 @@ class Progress(_Display):
 
     On a terminal a bar over the rounds with the time left, the hub's last metrics, bytes so far
     and sites that failed; elsewhere one line per round. quiet: nothing but failures.
-    before: events of an earlier session of the same run, which count for bytes and metrics.
+    before: events of an earlier part of the same run, which count for bytes and metrics.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Progress(_Display):
         ]
         for event in self._before[: marks[0]] if marks else self._before:
             self.standing.add(event)
-        self.standing.new_session()
+        self.standing.new_start()
 
     def _end_round(self, now: float) -> None:
         at = self.standing

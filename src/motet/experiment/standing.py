@@ -20,7 +20,8 @@ class Standing:
 
     round, of: number of the round that runs, from 0, and how many there are. metrics: the hub's
     last ones; others: metric -> values of sites in the newest report. failed: party -> failures in
-    this round. down, up: bytes of all frames. began: when this session's first round began.
+    this round. down, up: bytes of all frames. began: when the first round
+    since the last start began.
     """
 
     loop: int = 0
@@ -71,12 +72,12 @@ class Standing:
             else:
                 self.others.setdefault(name, []).append(value)
 
-    def new_session(self) -> None:
-        """Forgets when the rounds began: those of an earlier session say nothing of this one."""
+    def new_start(self) -> None:
+        """Forgets when the rounds began: those before the last start say nothing of it."""
         self.began = 0.0
 
     def left(self, now: float) -> float | None:
-        """Seconds until the last round ends, from this session's mean round; None: not yet known.
+        """Seconds until the last round ends, by the mean round since the last start, or None.
 
         The round that runs counts as far as it has come.
         """

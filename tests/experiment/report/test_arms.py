@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tests.experiment.reports import (
+from tests.experiment.report.reports import (
     Page,
     arm,
     comparison,
@@ -14,7 +14,7 @@ from tests.experiment.reports import (
 )
 
 from motet.experiment.report import write_comparison
-from motet.experiment.report_arms import arms_view
+from motet.experiment.report.arms import arms_view
 
 
 def test_arms_with_means_spreads_and_paired_differences() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.experiment.reports import (
+from tests.experiment.report.reports import (
     EVIL,
     GALLERY,
     RECIPE,
@@ -24,7 +24,7 @@ from tests.experiment.reports import (
 
 from motet.core.errors import ConfigError, StoreError
 from motet.experiment.report import write_report
-from motet.experiment.report_run import read_run
+from motet.experiment.report.run import read_run
 
 
 def test_a_finished_run_from_result_to_recipe(tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from motet.core.errors import ConfigError
 from motet.core.store import write_atomic
-from motet.experiment.report_arms import arms_sentence, arms_view
-from motet.experiment.report_parts import (
+from motet.experiment.report.arms import arms_sentence, arms_view
+from motet.experiment.report.parts import (
     curve_charts,
     hues,
     key_figures,
     result_sentence,
     site_rows,
 )
-from motet.experiment.report_pictures import gallery_view, preview_view
-from motet.experiment.report_run import RunFiles, read_run
-from motet.experiment.report_text import day, duration, listed, plural
-from motet.experiment.report_traffic import traffic_of, traffic_view
+from motet.experiment.report.pictures import gallery_view, preview_view
+from motet.experiment.report.run import RunFiles, read_run
+from motet.experiment.report.text import day, duration, listed, plural
+from motet.experiment.report.traffic import traffic_of, traffic_view
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.experiment.reports import (
+from tests.experiment.report.reports import (
     GALLERY,
     RECIPE,
     folder,
@@ -18,9 +18,9 @@ from tests.experiment.reports import (
 )
 
 from motet.core.kinds import Kind
-from motet.experiment.report_charts import apart, line_chart
-from motet.experiment.report_text import digits_for, duration, number, size
-from motet.experiment.report_traffic import ABOUT, ASKED, REST, traffic_of
+from motet.experiment.report.charts import apart, line_chart
+from motet.experiment.report.text import digits_for, duration, number, size
+from motet.experiment.report.traffic import ABOUT, ASKED, REST, traffic_of
 
 
 def test_sites_with_first_and_last_metric_bytes_and_rounds(tmp_path: Path) -> None:

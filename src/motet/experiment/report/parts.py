@@ -8,9 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from motet.experiment.report_charts import MANY, Line, line_chart, spark
-from motet.experiment.report_run import HUB, RunFiles, Series
-from motet.experiment.report_text import (
+from motet.experiment.report.charts import MANY, Line, line_chart, spark
+from motet.experiment.report.run import HUB, RunFiles, Series
+from motet.experiment.report.text import (
     METRICS,
     NOTES,
     digits_for,
@@ -20,7 +20,7 @@ from motet.experiment.report_text import (
     plural,
     size,
 )
-from motet.experiment.report_traffic import Flow, Traffic
+from motet.experiment.report.traffic import Flow, Traffic
 
 Plain = dict[str, Any]
 RECALLS = {

@@ -9,8 +9,8 @@ from typing import Any
 from motet.core.events import Event
 from motet.core.kinds import Kind
 from motet.core.messages import OTHER
-from motet.experiment.report_charts import bar
-from motet.experiment.report_text import listed, size
+from motet.experiment.report.charts import bar
+from motet.experiment.report.text import listed, size
 
 Plain = dict[str, Any]
 FRAME = "frame"

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 from markupsafe import Markup
 
-from motet.experiment.report_text import number
+from motet.experiment.report.text import number
 
 WIDTH, HEIGHT = 420, 250
 TOP, BOTTOM, LEFT = 12, 34, 40

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from motet.experiment.report_charts import cells
-from motet.experiment.report_text import plural
+from motet.experiment.report.charts import cells
+from motet.experiment.report.text import plural
 
 Plain = dict[str, Any]
 # More squares than these would make the page heavy, and are too narrow to be told apart.

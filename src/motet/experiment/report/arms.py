@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from motet.experiment.report_charts import axis, strip, ticks
-from motet.experiment.report_text import (
+from motet.experiment.report.charts import axis, strip, ticks
+from motet.experiment.report.text import (
     METRICS,
     NOTES,
     digits_for,

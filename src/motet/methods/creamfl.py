@@ -55,7 +55,8 @@ class CreamFL(Method):
 
     Deviations: distillation is the squared L2 distance, summed over d, applied once, with an
     optimiser of its own (in the official code it is nearly inert). Whatever is exchanged is
-    computed in eval mode on deterministic inputs. Adam stands in place of AdamP and SGD.
+    computed in eval mode on deterministic inputs. Adam stands in place of AdamP and SGD, and the
+    sites' rate stays as it is over the rounds.
     """
 
     needs_public: ClassVar[bool] = True

@@ -20,7 +20,8 @@ class Expectation:
     """One thing that must come out: a difference between two arms, or a check of its own.
 
     ``arm`` minus ``other`` in ``metric``: the mean over seeds must be at least ``least`` (and at
-    most ``most``); with ``every`` the difference must be above 0 in every seed.
+    most ``most``); with ``every`` the difference must be above 0 in every seed. With
+    ``ratio`` the arm's mean must be at least that many times the other's.
     """
 
     text: str

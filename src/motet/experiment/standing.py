@@ -20,8 +20,8 @@ class Standing:
 
     round, of: number of the round that runs, from 0, and how many there are. metrics: the hub's
     last ones; others: metric -> values of sites in the newest report. failed: party -> failures in
-    this round. down, up: bytes of all frames. began: when the first round
-    since the last start began.
+    this round. down, up: bytes of all frames. began: when the first round since
+    the last start began.
     """
 
     loop: int = 0

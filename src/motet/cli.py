@@ -223,9 +223,7 @@ def compare(
 
 @app.command()
 def claim(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A claim; all otherwise.")
-    ] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A claim of `motet list claims`.")],
     seeds: Seeds = None,
     only: Annotated[
         list[str] | None,
@@ -236,23 +234,40 @@ def claim(
         Path | None,
         typer.Option("--write", metavar="FOLDER", help="Also write the outcome as NAME.md there."),
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Show what was tried on the calibration seeds.")
+    ] = False,
 ) -> None:
     """Check the claim of a method.
 
     Leaves with 1 when something that must come out did not.
     """
+    from motet.commands.claims import calibrate_claim, check_claim
     from motet.commands.common import seeds_of
-    from motet.commands.compare import check_claims
 
-    check_claims(name, seeds_of(seeds) if seeds else None, only or [], jobs, write)
+    if calibrate:
+        calibrate_claim(name, jobs)
+    else:
+        check_claim(name, seeds_of(seeds) if seeds else None, only or [], jobs, write)
 
 
 @app.command()
-def claims() -> None:
-    """List the claims that can be checked."""
-    from motet.commands.show import list_all
+def claims(
+    jobs: Jobs = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            "--write", metavar="FOLDER", help="Also write claims.md and a page for each there."
+        ),
+    ] = None,
+) -> None:
+    """Check all claims.
 
-    list_all("claims")
+    Goes on where it was stopped; leaves with 1 when something that must come out did not.
+    """
+    from motet.commands.claims import check_all
+
+    check_all(jobs, write)
 
 
 @app.command()

@@ -17,7 +17,7 @@ ROWS = 42
 RECIPE = """
 title: Tiny
 method:
-  name: fedmd
+  name: modal-fedmd
   rounds: 2
   cohort: 3
   server: {{epochs: 1, clip: null, loss: {{name: infonce}}}}

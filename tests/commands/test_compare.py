@@ -8,7 +8,6 @@ import pytest
 from typer.testing import Result
 
 import motet.commands.compare as command
-from motet.claims import Claim, Expectation
 from motet.commands.compare import arms_of, usual_metrics
 from motet.core import ConfigError
 from motet.experiment.compare import Arm, Comparison
@@ -128,69 +127,6 @@ def test_a_table_has_mean_spread_and_paired_difference() -> None:
     assert columns[1] == ["15.0 ± 7.1", "17.0 ± 5.7", "–"]
     assert columns[2] == ["1.0", "2.0", "0.0"]
     assert columns[3] == ["–", "+2.0 ± 1.4", "–"]
-
-
-@pytest.fixture
-def claimed(motet: Motet, tiny: str, monkeypatch: pytest.MonkeyPatch) -> Motet:
-    """A claim of which one thing holds and one, on other arms, does not."""
-    base = with_settings(read_recipe(Path(tiny)), ["method.rounds=1"])
-    changed = with_settings(base, ["method.private.epochs=0"])
-    claim = Claim(
-        name="small",
-        title="Small",
-        paper="Nobody.",
-        arms=lambda: [Arm("base", base), Arm("same", base), Arm("other", changed)],
-        reference="base",
-        metrics=("rsum", "MB up"),
-        expectations=(
-            Expectation("base is same", "base", "same", "rsum", least=0, most=0),
-            Expectation("other is far above", "other", "base", "rsum", least=1000),
-        ),
-        seeds=(5,),
-        calibration=(0,),
-    )
-    monkeypatch.setattr(command, "claim_named", lambda name: claim)
-    monkeypatch.setattr(command, "list_claims", lambda: ["small"])
-    return motet
-
-
-def test_a_claim_that_does_not_hold_leaves_with_1(claimed: Motet) -> None:
-    result = claimed("claim", "--jobs", "1", "--write", "pages")
-    assert result.exit_code == 1
-    assert "1 of what must come out did not" in result.stderr
-    assert "NO" in result.stdout
-    page = Path("pages/small.md").read_text()
-    assert "| base is same |" in page
-    assert "Command: `motet claim small`" in page
-    assert Path("runs/claim-small/report.html").exists()
-
-
-def test_a_claim_that_holds_leaves_with_0(claimed: Motet) -> None:
-    result = claimed("claim", "small", "--only", "same", *ONE)
-    assert result.exit_code == 0
-    told = json.loads(Path("runs/claim-small/comparison.json").read_text())
-    assert list(told["arms"]) == ["base", "same"]
-    assert told["seeds"] == [1]
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--seeds", "0"], "seeds [0] were used to choose"),
-        (["--seeds", "a"], "--seeds 'a': write whole numbers"),
-        (["--only", "none"], "has no arm 'none'"),
-    ],
-)
-def test_a_claim_that_is_asked_wrongly(claimed: Motet, words: list[str], told: str) -> None:
-    result = claimed("claim", "small", *words)
-    assert result.exit_code == 2
-    assert told in result.stderr
-
-
-def test_an_unknown_claim_is_refused(motet: Motet) -> None:
-    result = motet("claim", "nothing")
-    assert result.exit_code == 2
-    assert "there is no claim 'nothing'; write one of" in result.stderr
 
 
 def test_the_demo_is_told_and_opened(motet: Motet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,10 +220,10 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("method: {name: fedmd, roundz: 2}\npopulations: []", "wrong.yaml: method.roundz"),
+        ("method: {name: modal-fedmd, roundz: 2}\npopulations: []", "wrong.yaml: method.roundz"),
         ("method: [\n", "wrong.yaml, line"),
-        ("- fedmd", "wrong.yaml must hold fields"),
-        ("method: fedmd", "wrong.yaml: populations: is missing"),
+        ("- modal-fedmd", "wrong.yaml must hold fields"),
+        ("method: modal-fedmd", "wrong.yaml: populations: is missing"),
     ],
 )
 def test_a_damaged_recipe_is_named(motet: Motet, text: str, told: str) -> None:

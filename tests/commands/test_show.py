@@ -34,8 +34,7 @@ def test_methods_are_listed_with_what_travels(motet: Motet) -> None:
 
 
 def test_claims_are_listed(motet: Motet) -> None:
-    assert "creamfl" in motet("claims").stdout
-    assert motet("claims").stdout == motet("list", "claims").stdout
+    assert "creamfl" in motet("list", "claims").stdout
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -47,7 +46,8 @@ def test_a_method_is_shown_whole(motet: Motet, name: str) -> None:
     for part in ("paper", "travels", "use"):
         assert about[part] in told
     assert f"src/{method_class(name).__module__.replace('.', '/')}.py" in told
-    assert "rounds 30 int >= 1" in told
+    rounds = method_class(name).model_fields["rounds"].default
+    assert f"rounds {rounds} int >= 1" in told
 
 
 def test_nested_hyper_parameters_are_shown_with_default_and_bounds(motet: Motet) -> None:

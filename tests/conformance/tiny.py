@@ -1,7 +1,7 @@
 """A federation so small that every method can run on it in every way: made-up pictures and texts.
 
 Six sites: two with pictures, two with texts, two with pairs; all models differ, unless a method
-asks for equal ones.
+asks for equal ones. A method for labelled rows has six sites with pictures and one model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from motet.core import Dataset
+from motet.core import Dataset, Method
 from motet.experiment.build import Parties, build_parties
 from motet.experiment.runner import Result, run
 from motet.experiment.spec import Experiment, parse_experiment, with_settings
@@ -42,11 +42,10 @@ NEEDS: dict[str, list[str]] = {"modal-fedavg": EQUAL, "fediot": EQUAL}
 
 @dataclass(frozen=True)
 class Case:
-    """One method with some settings; quorum: it goes on without the answers of single sites."""
+    """One method with some settings."""
 
     name: str
     settings: tuple[str, ...] = ()
-    quorum: bool = False
 
 
 # Further ways of a method in which other things travel.
@@ -81,8 +80,32 @@ def small(cls: type[BaseModel]) -> dict[str, Any]:
     return values
 
 
+def paired(case: Case) -> bool:
+    """Whether the method learns from pictures with texts; the others learn from labels."""
+    return method_class(case.name).setting == Method.setting
+
+
 def recipe(method: str) -> dict[str, Any]:
     """Plain values of the recipe that a method is tried with."""
+    return recipe_of_pairs(method) if paired(Case(method)) else recipe_of_labels(method)
+
+
+def recipe_of_labels(method: str) -> dict[str, Any]:
+    """Six sites and the hub with one small perceptron on pixels."""
+    model = {"width": 8, "image": {"name": "pixel-mlp", "side": 8, "channels": 3}}
+    sites = {"name": "site", "count": 6, "modalities": ["image"], "models": [model]}
+    return {
+        "method": {"name": method, **small(method_class(method))},
+        "data": {"name": "emoji", "test": TEST, "public": PUBLIC},
+        "server": model,
+        "classify": True,
+        "common_start": True,
+        "populations": [sites],
+    }
+
+
+def recipe_of_pairs(method: str) -> dict[str, Any]:
+    """Sites with pictures, texts or both, and models of all sizes."""
 
     def image(hidden: int) -> dict[str, Any]:
         return {"name": "hog-mlp", "hidden": hidden}

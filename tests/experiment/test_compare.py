@@ -75,27 +75,51 @@ def test_differences_are_paired_by_seed() -> None:
     json.dumps(plain)
 
 
-def test_last_values_names_parties_bests_means_and_bytes() -> None:
-    def metric(number: int, party: str, value: float) -> dict[str, Any]:
+def test_last_values_names_parties_points_bests_means_and_bytes() -> None:
+    def metric(party: str, value: float, point: str = "after local training") -> dict[str, Any]:
         metrics = {"rsum": [value, 4]}
-        return {"event": "metric", "round": number, "party": party, "metrics": metrics}
+        return {"event": "metric", "party": party, "point": point, "metrics": metrics}
 
-    frames = {"event": "replied", "down": {"frame": 2_000_000}, "up": {"frame": 500_000}}
+    def replied(op: str) -> dict[str, Any]:
+        return {"event": "replied", "op": op, "down": {"frame": 2_000_000}, "up": {"frame": 500000}}
+
     events = [
-        metric(0, "hub", 9.0),
-        metric(0, "pair-1", 1.0),
-        metric(1, "hub", 7.0),
-        metric(1, "pair-1", 3.0),
-        metric(1, "pair-2", 5.0),
-        frames,
-        frames,
+        {"event": "round"},
+        metric("hub", 9.0, "hub"),
+        metric("pair-1", 1.0),
+        {"event": "log", "round": 0, "rank": 3, "text": "no number"},
+        {"event": "round"},
+        metric("hub", 7.0, "hub"),
+        metric("pair-1", 3.0),
+        metric("pair-2", 5.0),
+        metric("image-1", 10.0),
+        metric("pair-1", 2.0, "as received"),
+        replied("train"),
+        replied("train"),
+        replied("evaluate"),
     ]
-    assert last_values(events) == {
+    found = last_values(events)
+    # The mean over the last reports, of which there are two.
+    late = {name: value for name, value in found.items() if name.endswith("@3")}
+    assert late.pop("rsum@3") == 8.0
+    assert late.pop("pair-1/rsum@3") == 2.0
+    assert late.pop("pair sites' rsum@3") == (1.0 + 4.0) / 2
+    assert late.pop("sites' rsum@3") == (1.0 + 6.0) / 2
+    assert {name: value for name, value in found.items() if "@" not in name} == {
         "rsum": 7.0,
         "best rsum": 9.0,
         "pair-1/rsum": 3.0,
         "pair-2/rsum": 5.0,
+        "image-1/rsum": 10.0,
+        "pair-1/rsum as received": 2.0,
         "pair sites' rsum": 4.0,
+        "image sites' rsum": 10.0,
+        "sites' rsum": 6.0,
+        "pair sites' rsum as received": 2.0,
+        "sites' rsum as received": 2.0,
+        "log rank": 3.0,
+        "best log rank": 3.0,
         "MB down": 4.0,
         "MB up": 1.0,
+        "MB tests": 2.5,
     }

@@ -57,8 +57,9 @@ def test_a_method_page_tells_what_the_class_says(name: str) -> None:
     assert f"**Paper:** {about['paper']}" in page
     assert f"**What travels:** {about['travels']}" in page
     assert f"src/{cls.__module__.replace('.', '/')}.py" in page
-    assert "def run(self, fed: Federation) -> None:\n    for " in page
-    assert "| `rounds` | int | `30` | >= 1 |" in page
+    assert "def run(self, fed: Federation) -> None:\n    " in page
+    rounds = cls.model_fields["rounds"].default
+    assert f"| `rounds` | int | `{rounds}` | >= 1 |" in page
     assert "## Figures" not in page
 
 
@@ -69,7 +70,7 @@ def test_nested_hyper_parameters_have_the_methods_own_defaults() -> None:
 
 def test_a_recipe_of_the_method_is_named() -> None:
     assert "motet run creamfl-emoji" in method_page("creamfl")
-    assert "motet run creamfl-emoji" not in method_page("fedmd")
+    assert "motet run creamfl-emoji" not in method_page("modal-fedmd")
 
 
 def test_the_figures_of_a_claim_are_taken_over(tmp_path: Path) -> None:
@@ -80,7 +81,7 @@ def test_the_figures_of_a_claim_are_taken_over(tmp_path: Path) -> None:
     assert "| creamfl | 103 |" in page
     assert "(../claims/creamfl.md)" in page
     assert "Some words" not in page
-    assert "## Figures" not in (tmp_path / "methods" / "fedmd.md").read_text()
+    assert "## Figures" not in (tmp_path / "methods" / "modal-fedmd.md").read_text()
 
 
 def test_models_and_data_are_listed_with_their_options(written: Path) -> None:
@@ -126,7 +127,7 @@ def test_families_follow_from_what_sites_send() -> None:
     families = {name: pages.family_of(method_class(name)) for name in METHODS}
     assert families["creamfl"] == "exchanges representations"
     assert families["fediot"] == "averages weights"
-    assert families["central"] == "reference"
+    assert families["modal-central"] == "reference"
 
 
 def test_the_table_of_what_travels_has_a_row_per_method() -> None:

@@ -32,7 +32,7 @@ def experiment(**changes: Any) -> Experiment:
     model = {"width": 8, "image": "hog-mlp", "text": "hashed-mlp"}
     values = {
         "title": "Costs $^$ and [more]",
-        "method": "fedmd",
+        "method": "modal-fedmd",
         "data": {"name": "emoji", "test": 6, "public": 4},
         "populations": [
             {"name": "eye", "count": 1, "modalities": ["image"], "models": [model]},

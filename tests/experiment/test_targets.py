@@ -30,12 +30,13 @@ def test_every_method_has_a_standard_recipe(name: str) -> None:
     values = standard_recipe(name)
     experiment = parse_experiment(values)
     assert method_name(experiment.method) == name
-    base = shipped_recipe("creamfl-emoji")
+    base = shipped_recipe(method_class(name).setting)
     known = method_class(name).model_fields
     kept = {field: base["method"][field] for field in base["method"] if field in known}
     assert values["method"] == {"name": name, **kept}
     assert experiment.method.rounds == base["method"]["rounds"]  # type: ignore[attr-defined]
-    assert experiment.title == f"{method_class(name).__name__} on emoji"
+    first = method_class(base["method"]["name"]).__name__
+    assert experiment.title == base["title"].replace(first, method_class(name).__name__)
 
 
 def test_methods_that_send_weights_get_equal_models_and_others_keep_theirs() -> None:
@@ -47,13 +48,16 @@ def test_methods_that_send_weights_get_equal_models_and_others_keep_theirs() -> 
         [{"width": 64, "text": server["text"]}],
         [{"width": 64, "image": server["image"], "text": server["text"]}],
     ]
-    assert standard_recipe("fedmd")["populations"] == base["populations"]
+    assert standard_recipe("modal-fedmd")["populations"] == base["populations"]
 
 
 def test_swapping_a_method_for_itself_changes_nothing() -> None:
     base = shipped_recipe("creamfl-emoji")
     assert swap_method(base, "creamfl") == base
-    assert swap_method({"method": "creamfl"}, "fedmd") == {"method": {"name": "fedmd"}, "title": ""}
+    assert swap_method({"method": "creamfl"}, "modal-fedmd") == {
+        "method": {"name": "modal-fedmd"},
+        "title": "",
+    }
 
 
 def test_files_recipes_and_methods_are_found(tmp_path: Path) -> None:
@@ -66,18 +70,18 @@ def test_files_recipes_and_methods_are_found(tmp_path: Path) -> None:
         found.experiment()
     for name in recipe_paths():
         assert find_target(name).experiment().title
-    assert find_target("fedmd").values["method"]["name"] == "fedmd"
+    assert find_target("modal-fedmd").values["method"]["name"] == "modal-fedmd"
 
 
 def test_what_is_not_found_is_answered_with_what_there_is() -> None:
     with pytest.raises(ConfigError, match=r"there is no recipe .*nowhere\.yaml"):
         find_target("nowhere.yaml")
-    with pytest.raises(ConfigError, match=r"a recipe \(creamfl-emoji.*did you mean 'fedmd'"):
-        find_target("fedmdd")
+    with pytest.raises(ConfigError, match=r"a recipe \(.*creamfl-emoji.*did you mean 'modal-"):
+        find_target("modal-fedmdd")
 
 
 def test_settings_are_applied_in_order_and_the_method_is_swapped() -> None:
-    settings = ["method.rounds=4", "method=fedmd", "method.digest.epochs=7", "data.test=50"]
+    settings = ["method.rounds=4", "method=modal-fedmd", "method.digest.epochs=7", "data.test=50"]
     experiment = load_experiment("creamfl-emoji", settings, seed=9)
     assert experiment.seed == 9
     assert experiment.data.test == 50
@@ -88,7 +92,7 @@ def test_settings_are_applied_in_order_and_the_method_is_swapped() -> None:
 
 
 def test_folders_are_named_after_recipe_and_seed(tmp_path: Path) -> None:
-    mine, other = load_experiment("creamfl", seed=5), load_experiment("fedmd", seed=5)
+    mine, other = load_experiment("creamfl", seed=5), load_experiment("modal-fedmd", seed=5)
     assert run_folder("a", mine, tmp_path) == tmp_path / "a-5"
     (tmp_path / "a-5").mkdir()
     assert run_folder("a", mine, tmp_path) == tmp_path / "a-5", "an empty folder is free"

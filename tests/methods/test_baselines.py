@@ -33,7 +33,7 @@ def test_server_only_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_local_only_never_touches_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = go(monkeypatch, name="local-only", rounds=2, private=tiny.PRIVATE)
+    result = go(monkeypatch, name="modal-local", rounds=2, private=tiny.PRIVATE)
     metrics = [e for e in result.events if e["event"] == "metric" and e["party"] == "hub"]
     assert len({str(event["metrics"]) for event in metrics}) == 1
     sent = [event["up"] for event in result.events if event.get("op") == "train"]
@@ -43,8 +43,8 @@ def test_local_only_never_touches_the_server(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_central_without_pairs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = tiny.recipe()["populations"][0]
-    with pytest.raises(ConfigError, match="central needs sites"):
-        go(monkeypatch, f"populations=[{alone}]", name="central", server=tiny.TASK)
+    with pytest.raises(ConfigError, match="modal-central needs sites"):
+        go(monkeypatch, f"populations=[{alone}]", name="modal-central", server=tiny.TASK)
 
 
 def test_central_on_the_pairs_of_one_site_is_that_sites_training(
@@ -52,7 +52,7 @@ def test_central_on_the_pairs_of_one_site_is_that_sites_training(
 ) -> None:
     one = {**PAIRS, "count": 1}
     made = tiny.experiment(
-        f"populations=[{one}]", method={"name": "central", "rounds": 1, "server": tiny.TASK}
+        f"populations=[{one}]", method={"name": "modal-central", "rounds": 1, "server": tiny.TASK}
     )
     sites = tiny.parties(made, monkeypatch)
     assert torch.equal(sites.pooled.rows, sites.sites[0].data.rows)
@@ -107,7 +107,7 @@ def test_heads_do_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sent["image-1"]["weights"] == weights
 
 
-@pytest.mark.parametrize("name", ["fedmd", "fedet", "fedgems"])
+@pytest.mark.parametrize("name", ["modal-fedmd", "fedet", "fedgems"])
 def test_public_methods_send_representations_alone(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -118,18 +118,18 @@ def test_public_methods_send_representations_alone(
 
 
 def test_fedmd_sends_the_last_consensus_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    from motet.methods import fedmd
+    from motet.methods import modal_fedmd
 
     given: list[Any] = []
-    revisit = fedmd.revisit
+    revisit = modal_fedmd.revisit
 
     def kept(site: Any, rows: Any, *rest: Any) -> Any:
         sent = revisit(site, rows, *rest)
         given.append((site.name, rows, sent))
         return sent
 
-    monkeypatch.setattr(fedmd, "revisit", kept)
-    go(monkeypatch, name="fedmd", rounds=2, **PUBLIC)
+    monkeypatch.setattr(modal_fedmd, "revisit", kept)
+    go(monkeypatch, name="modal-fedmd", rounds=2, **PUBLIC)
     first, second = given[:4], given[4:]
     mean = torch.stack([sent["image"] for _, _, sent in first if "image" in sent]).mean(dim=0)
     torch.testing.assert_close(second[0][1]["image"], mean)

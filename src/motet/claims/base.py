@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from statistics import fmean
@@ -11,46 +11,73 @@ from typing import Any
 
 from motet.core.errors import ConfigError
 from motet.experiment.compare import Arm, Comparison, compare, spread
+from motet.experiment.spec import with_settings
 
 Plain = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """One thing that must come out: a difference between two arms, or a check of its own.
+    """One thing that must come out: a difference between two arms, or an arm's own value.
 
-    ``arm`` minus ``other`` in ``metric``: the mean over seeds must be at least ``least`` (and at
-    most ``most``); with ``every`` the difference must be above 0 in every seed. With
-    ``ratio`` the arm's mean must be at least that many times the other's.
+    ``arm`` minus ``other`` (nothing, where no other is named) in ``metric``: its mean over the
+    seeds must be at least ``least`` and at most ``most``, its value in every seed at least
+    ``every_least`` and at most ``every_most``, and above 0 with ``every``. With ``ratio`` the
+    arm's mean must be at least that many times the other's, with ``most_ratio`` at most.
     """
 
     text: str
     arm: str
-    other: str
-    metric: str
+    other: str = ""
+    metric: str = "accuracy"
     least: float | None = None
     most: float | None = None
+    every_least: float | None = None
+    every_most: float | None = None
     ratio: float | None = None
+    most_ratio: float | None = None
     every: bool = False
+
+    @property
+    def arms(self) -> set[str]:
+        """The arms that must have run."""
+        return {self.arm, self.other} - {""}
 
     def judge(self, comparison: Comparison) -> Plain:
         """{"text", "figure", "holds"} on these values."""
-        gaps = comparison.difference(self.arm, self.other, self.metric)
+        gaps = self._gaps(comparison)
         mean = fmean(gaps)
-        holds = True
-        figure = f"{mean:+.1f} (sd {spread(gaps):.1f}, smallest {min(gaps):+.1f})"
-        if self.least is not None:
-            holds &= mean >= self.least
-        if self.most is not None:
-            holds &= mean <= self.most
-        if self.every:
-            holds &= min(gaps) > 0
-        if self.ratio is not None:
+        bounds = [
+            self.least is None or mean >= self.least,
+            self.most is None or mean <= self.most,
+            self.every_least is None or min(gaps) >= self.every_least,
+            self.every_most is None or max(gaps) <= self.every_most,
+            not self.every or min(gaps) > 0,
+        ]
+        if self.every_most is None:
+            end = f"smallest {_number(min(gaps), bool(self.other))}"
+        else:
+            end = f"largest {_number(max(gaps), bool(self.other))}"
+        shown = _number(mean, bool(self.other))
+        figure = f"{shown} (sd {_number(spread(gaps))}, {end})"
+        if self.ratio is not None or self.most_ratio is not None:
             base = comparison.mean(self.other, self.metric)
             ratio = comparison.mean(self.arm, self.metric) / base if base else float("inf")
-            holds &= ratio >= self.ratio
+            bounds.append(self.ratio is None or ratio >= self.ratio)
+            bounds.append(self.most_ratio is None or ratio <= self.most_ratio)
             figure = f"{ratio:.2f} times"
-        return {"text": self.text, "figure": figure, "holds": holds}
+        return {"text": self.text, "figure": figure, "holds": all(bounds)}
+
+    def _gaps(self, comparison: Comparison) -> list[float]:
+        if self.other:
+            return comparison.difference(self.arm, self.other, self.metric)
+        return comparison.of(self.arm, self.metric)
+
+
+def _number(value: float, signed: bool = False) -> str:
+    """One decimal, or as many as a small number needs to be told from 0."""
+    digits = 1 if abs(value) >= 1 or value == 0 else 3
+    return f"{value:{'+' if signed else ''}.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -58,8 +85,9 @@ class Claim:
     """The registered experiment behind a method's claim.
 
     seeds: not those on which anything was chosen (``calibration``). checks: further experiments
-    on these seeds, each judged as {"text", "figure", "holds"}. notes: what does not hold, or must
-    be known to read the figures.
+    on these seeds, each judged as {"text", "figure", "holds"}. rates: settings per arm among
+    which one was chosen on the calibration seeds, such as the learning rates of a grid;
+    ``calibrate`` runs them. notes: what does not hold, or must be known to read the figures.
     """
 
     name: str
@@ -72,7 +100,39 @@ class Claim:
     seeds: tuple[int, ...]
     calibration: tuple[int, ...] = ()
     checks: Callable[[Sequence[int]], Sequence[Plain]] = lambda seeds: ()
+    rates: Mapping[str, Sequence[str]] = field(default_factory=dict)
     notes: str = ""
+
+
+def calibrate(
+    claim: Claim,
+    folder: Path,
+    *,
+    jobs: int | None = None,
+    tell: Callable[[Plain], None] = lambda note: None,
+) -> Comparison:
+    """Runs every arm that has ``rates`` with each of them, on the calibration seeds.
+
+    The arms are named "ARM SETTING"; the claim's own arms hold what was chosen.
+    """
+    if not claim.rates or not claim.calibration:
+        raise ConfigError(f"{claim.name} has no settings to calibrate")
+    known = {arm.name: arm for arm in claim.arms()}
+    arms = [
+        Arm(f"{name} {setting}", with_settings(known[name].values, [setting]), "", "option")
+        for name, settings in claim.rates.items()
+        for setting in settings
+    ]
+    return compare(
+        f"{claim.title}: calibration",
+        arms,
+        claim.calibration,
+        reference=arms[0].name,
+        folder=folder,
+        jobs=jobs,
+        command=f"motet claim {claim.name} --calibrate",
+        tell=tell,
+    )
 
 
 def run_claim(
@@ -116,7 +176,7 @@ def run_claim(
     judged = [
         expectation.judge(comparison)
         for expectation in claim.expectations
-        if {expectation.arm, expectation.other} <= names
+        if expectation.arms <= names
     ]
     if only is None:
         judged += claim.checks(chosen)
@@ -138,6 +198,39 @@ def markdown(claim: Claim, comparison: Comparison, versions: dict[str, str], day
     lines.append(f"Seeds {seeds}; the setting was chosen on {chosen or 'none'}.")
     listed = ", ".join(f"{name} {number}" for name, number in versions.items())
     lines += [f"Command: `{comparison.command}`. Date: {day.isoformat()}. {listed}.", ""]
+    return "\n".join(lines)
+
+
+def summary(
+    outcomes: Sequence[tuple[Claim, Comparison]], versions: dict[str, str], day: date
+) -> str:
+    """All claims on one page: what must come out, figures with spread, whether it holds."""
+    judged = [item for _, comparison in outcomes for item in comparison.expectations]
+    held = sum(item["holds"] for item in judged)
+    lines = [
+        "# Claims",
+        "",
+        "A claim is an experiment, never an assertion about the code: arms (the method, its",
+        "baselines, its ablations and negative controls), seeds that nothing was chosen on, and",
+        "what must come out. `motet claim NAME` runs one, `motet claims` all; both exit with 1",
+        "when something did not hold.",
+        "",
+        f"{len(outcomes)} claims, {len(judged)} lines, of which {held} hold and "
+        f"{len(judged) - held} do not.",
+        "",
+        "| claim | must come out | measured | holds | seeds | command |",
+        "|---|---|---|---|---|---|",
+    ]
+    for claim, comparison in outcomes:
+        seeds = ", ".join(map(str, comparison.seeds))
+        first = f"[{claim.name}](claims/{claim.name}.md)"
+        last = f"{seeds} | `{comparison.command}`"
+        for item in comparison.expectations:
+            verdict = "yes" if item["holds"] else "**no**"
+            lines.append(f"| {first} | {item['text']} | {item['figure']} | {verdict} | {last} |")
+            first, last = "", " | "
+    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
+    lines += ["", f"Date: {day.isoformat()}. {listed}.", ""]
     return "\n".join(lines)
 
 

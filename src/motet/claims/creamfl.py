@@ -67,10 +67,10 @@ def arms() -> Sequence[Arm]:
             "baseline",
         ),
         Arm("fediot", other(as_server(base), "fediot"), "FedIoT", "baseline"),
-        Arm("fedmd", other(base, "fedmd"), "FedMD", "baseline"),
+        Arm("fedmd", other(base, "modal-fedmd"), "FedMD", "baseline"),
         Arm("fedet", other(base, "fedet"), "FedET", "baseline"),
         Arm("fedgems", gems(base), "FedGEMS", "baseline"),
-        Arm("local", other(base, "local-only"), "sites alone", "baseline"),
+        Arm("local", other(base, "modal-local"), "sites alone", "baseline"),
         Arm("pairs", only(base, "pair"), "image-text sites alone", "ablation"),
         Arm("uni", only(base, "image", "text"), "one-modality sites alone", "ablation"),
         Arm(
@@ -94,7 +94,7 @@ def arms() -> Sequence[Arm]:
             "one-modality sites alone, with class anchors, scrambled private data",
             "control",
         ),
-        Arm("central", other(base, "central"), "all private pairs in one place", "bound"),
+        Arm("central", other(base, "modal-central"), "all private pairs in one place", "bound"),
     ]
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from motet.claims.base import Claim
 from motet.core.errors import ConfigError
 
-# name -> module whose CLAIM it is.
+# name -> module whose CLAIM it is, or "module:NAME".
 CLAIMS = {"creamfl": "motet.claims.creamfl"}
 
 
@@ -20,5 +20,6 @@ def claim_named(name: str) -> Claim:
     """The claim of this name; raises ConfigError that lists the names there are."""
     if name not in CLAIMS:
         raise ConfigError(f"there is no claim {name!r}; write one of {', '.join(list_claims())}")
-    claim: Claim = import_module(CLAIMS[name]).CLAIM
+    module, _, attribute = CLAIMS[name].partition(":")
+    claim: Claim = getattr(import_module(module), attribute or "CLAIM")
     return claim

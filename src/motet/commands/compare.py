@@ -6,21 +6,19 @@ import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import date
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import typer
 
-from motet.claims import claim_named, list_claims, markdown, run_claim
 from motet.commands.common import RUNS, out, result, say, show_file, table
 from motet.core.errors import ConfigError
 from motet.core.store import write_atomic
 from motet.experiment.compare import Arm, Comparison, compare, spread
 from motet.experiment.progress import ArmsProgress, Progress
 from motet.experiment.report import write_comparison
-from motet.experiment.runner import COMPARISON, environment
+from motet.experiment.runner import COMPARISON
 from motet.experiment.standing import chief
 from motet.experiment.targets import Target, find_target
 
@@ -41,7 +39,7 @@ def compare_targets(
     made = arms_of(targets, arms, settings)
     where = folder or RUNS / f"compare-{made[0].name}"
     title = " and ".join([made[0].title, f"{len(made) - 1} more"][: len(made)])
-    with _running(f"motet compare {shlex.join(targets)}", len(made) * len(seeds)) as tell:
+    with running(f"motet compare {shlex.join(targets)}", len(made) * len(seeds)) as tell:
         comparison = compare(
             title,
             made,
@@ -147,49 +145,11 @@ def write_outcome(folder: Path, comparison: Comparison, metrics: Sequence[str]) 
     return write_comparison(folder, plain)
 
 
-def check_claims(
-    name: str | None,
-    seeds: Sequence[int] | None,
-    only: Sequence[str],
-    jobs: int | None,
-    write: Path | None,
-) -> None:
-    """Runs one claim or all; leaves with 1 when something that must come out did not."""
-    failed = 0
-    for claim_name in [name] if name else list_claims():
-        claim = claim_named(claim_name)
-        folder = RUNS / f"claim-{claim_name}"
-        arms = len({*only, claim.reference}) if only else len(claim.arms())
-        count = arms * len(seeds or claim.seeds)
-        with _running(f"motet claim {claim_name}", count) as tell:
-            comparison = run_claim(
-                claim, folder / "arms", seeds=seeds, only=list(only) or None, jobs=jobs, tell=tell
-            )
-        out().print(arms_table(comparison, claim.metrics))
-        out().print(_judged(comparison))
-        failed += sum(not item["holds"] for item in comparison.expectations)
-        result(f"report: {write_outcome(folder, comparison, claim.metrics)}")
-        if write is not None:
-            page = markdown(claim, comparison, environment(), date.today())
-            write_atomic(write / f"{claim_name}.md", page.encode())
-            result(f"page: {write / f'{claim_name}.md'}")
-    if failed:
-        say(f"{failed} of what must come out did not", "red")
-        raise typer.Exit(1)
-
-
-def _judged(comparison: Comparison) -> Any:
-    shown = table("Must come out", ("what", "measured", "holds"))
-    for item in comparison.expectations:
-        shown.add_row(item["text"], item["figure"], "yes" if item["holds"] else "NO")
-    return shown
-
-
 def run_the_demo(folder: Path | None, jobs: int | None, show: bool) -> None:
     """Runs the demo and tells where its report is."""
     from motet.claims.demo import run_demo
 
-    with Progress() as progress, _running("motet demo") as tell:
+    with Progress() as progress, running("motet demo") as tell:
         path = run_demo(folder or RUNS / "demo", jobs=jobs, listeners=[progress], tell=tell)
     result(f"report: {path}")
     if show:
@@ -197,7 +157,7 @@ def run_the_demo(folder: Path | None, jobs: int | None, show: bool) -> None:
 
 
 @contextmanager
-def _running(command: str, of: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
+def running(command: str, of: int = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Shows how far arms and seeds are; when stopped, says that nothing done is lost."""
     with ArmsProgress(of=of) as progress:
         try:

@@ -8,12 +8,13 @@ from typing import Any
 
 from motet.commands.common import RUNS, out, result
 from motet.core.batch import Dataset
+from motet.core.method import Method
 from motet.data._common import codes_of
 from motet.data.registry import list_data, load_data
 from motet.experiment.preview import draw_preview, preview, preview_table, write_preview
 from motet.experiment.recipes import shipped_recipe
 from motet.experiment.spec import with_settings
-from motet.experiment.targets import STANDARD, Target, find_target
+from motet.experiment.targets import Target, find_target
 
 SHARE = 0.2
 
@@ -46,7 +47,7 @@ def data_recipe(name: str, settings: Sequence[str] = ()) -> dict[str, Any]:
     Populations whose modalities the data lack are left out; rows are shared out by label where
     there are labels, at random where there are none.
     """
-    base = shipped_recipe(STANDARD)
+    base = shipped_recipe(Method.setting)
     if name == base["data"]["name"]:
         return base
     own = [setting for setting in settings if setting.startswith("data.options")]

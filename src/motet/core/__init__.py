@@ -12,13 +12,24 @@ from motet.core.errors import (
 from motet.core.events import Events, read_events
 from motet.core.federation import Federation
 from motet.core.group import Group
+from motet.core.groups import freeze
 from motet.core.kinds import Kind
 from motet.core.messages import Engine, Reply, Request, Traits
 from motet.core.method import Facts, Method, at_site
 from motet.core.optim import SGD, Adam
 from motet.core.replies import Replies
 from motet.core.site import Site, SiteSpec
-from motet.core.tree import Tree, load, weights_of
+from motet.core.tree import (
+    Tree,
+    load,
+    mean,
+    minus,
+    parameters_of,
+    plus,
+    scaled,
+    weights_of,
+    zeros,
+)
 
 __all__ = [
     "SGD",
@@ -47,7 +58,14 @@ __all__ = [
     "Tree",
     "WireError",
     "at_site",
+    "freeze",
     "load",
+    "mean",
+    "minus",
+    "parameters_of",
+    "plus",
     "read_events",
+    "scaled",
     "weights_of",
+    "zeros",
 ]

@@ -23,10 +23,10 @@ def _pick(column: Column, index: Tensor) -> Column:
 class Dataset:
     """Rows of several modalities, held in memory.
 
-    columns: modality -> values, one per row: images uint8 [n, 3, H, W], texts a tuple of n
+    columns: modality -> values, one per row: images uint8 [n, 3 or 1, H, W], texts a tuple of n
         strings, anything else a tensor [n, ...].
     present: modality -> bool [n]; a row may lack a modality (its value is then a filler).
-    labels: int64 [n] or None; ``classes`` holds their names.
+    labels: int64 [n] or None, -100 for a row without one; ``classes`` holds their names.
     rows: int64 [n], ids that stay with a row through every selection.
     about: further columns that no model sees (style, language, group ...), for partitioners and
         metrics.
@@ -82,6 +82,12 @@ class Dataset:
             about={name: _pick(column, at) for name, column in self.about.items()},
             cache=self._picked_cache(columns, at),
         )
+
+    def where(self, column: str, value: str | int) -> Dataset:
+        """The rows whose ``about`` column has this value; KeyError for one that is not there."""
+        found = self.about[column]
+        values = found.tolist() if isinstance(found, Tensor) else found
+        return self.take([position for position, item in enumerate(values) if item == value])
 
     def _picked_cache(
         self, columns: Mapping[str, Column], at: Tensor

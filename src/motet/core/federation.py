@@ -217,16 +217,19 @@ class Federation(Learner):
         *,
         sites: Group | None = None,
         point: str = "after local training",
+        hub: bool = True,
         **payload: Any,
     ) -> None:
         """Evaluates the hub's model, and the models of ``sites`` where given, on their test rows.
 
         weights: loaded into the hub's model first. point: the name of the test point at the sites.
+        hub: false where the hub's model was reported already, or is not meant to be used.
         payload: goes to ``Method.evaluate`` at the sites.
         """
         if weights is not None:
             load(self.model, weights)
-        if self._evaluate is not None and self.test is not None and self._build is not None:
+        modelled = hub and self._build is not None
+        if modelled and self._evaluate is not None and self.test is not None:
             self._metrics(HUB, self._evaluate(self.model, self.test), "hub")
         if sites is not None and len(sites):
             for name, reply in sites.ask(self.method.evaluate, quorum=0, **payload).items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -13,11 +15,13 @@ from torch import Tensor, nn
 
 from motet.core.batch import Batch, Dataset
 from motet.core.errors import DataError, SiteError
+from motet.core.groups import is_frozen
 from motet.core.optim import Optimizer, OptimizerSpec
 from motet.core.rng import generator, numpy_generator
 from motet.core.tree import Tree, load, weights_of
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
+Adjust: TypeAlias = Callable[[nn.Module, Batch], None]
 
 
 class Learner:
@@ -70,37 +74,63 @@ class Learner:
         return result
 
     def batches(
-        self, data: Dataset, size: int, *, epochs: int = 1, key: str | int = "batches"
+        self,
+        data: Dataset,
+        size: int,
+        *,
+        epochs: int = 1,
+        steps: int | None = None,
+        least: int = 1,
+        key: str | int = "batches",
     ) -> Iterator[Batch]:
         """Shuffled batches of ``size`` rows, ``epochs`` times over the data.
 
-        The last batch of an epoch may be smaller. The order depends on party, moment, ``key`` and
-        epoch alone: two passes in one operation need two keys.
+        steps: exactly so many batches instead, in as many epochs as that takes. The last batch of
+        an epoch may be smaller; one of fewer than ``least`` rows is left out where the epoch has
+        others. The order depends on party, moment, ``key`` and epoch alone: two passes in one
+        operation need two keys.
         """
         if not len(data):
             raise DataError(f"{self.name} has no rows to train on")
         ready = self.prepared(data)
-        for epoch in range(epochs):
-            order = torch.randperm(len(ready), generator=self.rng(key, epoch))
-            for index in torch.split(order, size):
-                yield ready.batch(index)
+        endless = itertools.count() if steps is not None else range(epochs)
+        made = (
+            ready.batch(index)
+            for epoch in endless
+            for index in self._order(len(ready), size, least, (key, epoch))
+        )
+        yield from itertools.islice(made, steps)
+
+    def _order(
+        self, rows: int, size: int, least: int, key: tuple[str | int, ...]
+    ) -> Sequence[Tensor]:
+        """Positions of one epoch's batches."""
+        found = torch.split(torch.randperm(rows, generator=self.rng(*key)), size)
+        return found[:-1] if len(found) > 1 and len(found[-1]) < least else found
 
     def fit(
-        self, loss: Loss, batches: Iterable[Batch], optimizer: Optimizer | OptimizerSpec
+        self,
+        loss: Loss,
+        batches: Iterable[Batch],
+        optimizer: Optimizer | OptimizerSpec,
+        *,
+        adjust: Adjust | None = None,
     ) -> float:
         """Trains the model on the batches; returns the mean loss per step.
 
-        A spec gives a fresh optimiser, an ``Optimizer`` goes on where it was. Raises SiteError
-        for a loss, or weights, that are not finite.
+        A spec gives a fresh optimiser, an ``Optimizer`` goes on where it was. adjust: called with
+        model and batch when the gradients are there and before they are clipped and used; it may
+        change them, or go through the batch again. Raises SiteError for a loss, or weights, that
+        are not finite.
         """
         model = self.model
         stepper = optimizer if isinstance(optimizer, Optimizer) else Optimizer(model, optimizer)
-        model.train()
+        train_mode(model)
         total = torch.zeros(())
         steps = 0
         for batch in batches:
             value = loss(model, batch)
-            stepper.step(value)
+            stepper.step(value, None if adjust is None else partial(adjust, model, batch))
             total += value.detach()
             steps += 1
         name = getattr(loss, "__name__", type(loss).__name__)
@@ -151,6 +181,14 @@ def _not_finite(loss: str, total: float, steps: int, model: nn.Module) -> str:
         if not math.isfinite(float(value.detach().sum(dtype=torch.float32))):
             return f"the weights {name!r} became infinite or NaN under the loss {loss!r}"
     return ""
+
+
+def train_mode(model: nn.Module) -> None:
+    """Train mode, but for what is frozen."""
+    model.train()
+    for part in model.modules():
+        if is_frozen(part):
+            part.training = False
 
 
 @contextmanager

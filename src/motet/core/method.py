@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from motet.core.errors import ConfigError
 from motet.core.kinds import Kind
@@ -60,7 +61,9 @@ def at_site(
 class Facts:
     """What is known of a federation before its first round, for ``Method.check``.
 
-    encoders: (party, modality) -> name and options of its encoder.
+    encoders: (party, modality) -> name and options of its encoder. heads: party -> number of
+    classes that its model tells apart, 0 without a head; only parties with a model.
+    common_start: whether models of one specification start from the same weights.
     """
 
     public: int
@@ -70,6 +73,8 @@ class Facts:
     hub_rows: int = 0
     classes: int = 0
     encoders: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    heads: Mapping[str, int] = field(default_factory=dict)
+    common_start: bool = False
 
 
 class Method(BaseModel):
@@ -81,12 +86,23 @@ class Method(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # The recipe of Motet's in which `motet run METHOD` runs it.
+    setting: ClassVar[str] = "creamfl-emoji"
     needs_public: ClassVar[bool] = False
+    needs_hub_model: ClassVar[bool] = False
     pools_private_rows: ClassVar[bool] = False
 
     def run(self, fed: Federation) -> None:
         """The hub's half: ordinary Python that asks sites and reports."""
         raise TypeError(f"{type(self).__name__} has no run(fed)")
+
+    def transform(self, model: nn.Module) -> nn.Module:
+        """What this method makes of every freshly built model, the hub's and the sites'.
+
+        By default nothing. It may freeze parts, put layers in place of others or add some; new
+        weights come from torch's default generator, which is keyed as the model's own weights are.
+        """
+        return model
 
     def check(self, facts: Facts) -> None:
         """Refuses, before the first round, a federation that this method cannot work with."""
@@ -95,7 +111,7 @@ class Method(BaseModel):
                 f"{type(self).__name__} needs a public set of at least 2 rows, and "
                 f"data.public gives {facts.public}"
             )
-        if self.needs_public and not facts.hub_modalities:
+        if self.needs_hub_model and not facts.hub_modalities:
             raise ConfigError(
                 f"{type(self).__name__} trains a model at the hub; give the recipe one: server"
             )

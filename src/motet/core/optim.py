@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,10 +58,12 @@ class Optimizer:
         self.inner = spec.build(self.parameters)
         self.clip = clip
 
-    def step(self, loss: torch.Tensor) -> None:
-        """One step down the gradient of ``loss``."""
+    def step(self, loss: torch.Tensor, adjust: Callable[[], None] | None = None) -> None:
+        """One step down the gradient of ``loss``; ``adjust`` may change the gradients first."""
         self.inner.zero_grad(set_to_none=True)
         loss.backward()
+        if adjust is not None:
+            adjust()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
         self.inner.step()

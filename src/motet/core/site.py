@@ -43,6 +43,7 @@ class SiteSpec:
 class Site(Learner):
     """One site with its private data, model and state.
 
+    round: number of the round in which it is asked, within its loop.
     state: named trees that stay at the site from one call to the next, whatever happens in
         between. Assign to it; do not change what it holds in place, since an operation that fails
         leaves the state as it was.
@@ -58,6 +59,7 @@ class Site(Learner):
         self._public = public
         self._evaluate = evaluate
         self.state: Tree = {}
+        self.round = 0
 
     @property
     def public(self) -> Dataset:
@@ -129,6 +131,7 @@ class Door:
     def _run(self, request: Request, operation: Operation) -> Tree:
         site = self.site
         site.key = (request.op, request.tag)
+        site.round = request.round
         site.state = dict(self._kept["state"])
         if not (self._live and operation.keeps == "model"):
             site.load_tree(self._kept["learner"] if operation.keeps == "model" else {})

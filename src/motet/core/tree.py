@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from motet.core.errors import WireError
+from motet.core.groups import frozen_names
 
 Leaf: TypeAlias = Tensor | int | float | bool | str | None
 # The recursive type would be exact; mypy's errors about it are not readable, so Any stands in.
@@ -146,17 +147,77 @@ def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return total.to(dtype)
 
 
-def weights_of(model: nn.Module) -> Tree:
-    """A copy of all parameters and buffers by name, free of gradients."""
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+def plus(a: Any, b: Any, times: float = 1.0) -> Any:
+    """``a`` + ``times`` * ``b``, leaf by leaf, for trees of equal names and shapes."""
+    return _pairwise(lambda x, y: torch.add(x, y, alpha=times), a, b)
 
 
-def load(model: nn.Module, weights: Tree) -> None:
+def minus(a: Any, b: Any) -> Any:
+    """``a`` - ``b``, leaf by leaf, for trees of equal names and shapes."""
+    return _pairwise(torch.sub, a, b)
+
+
+def scaled(tree: Any, by: float) -> Any:
+    """Every tensor times ``by``."""
+    return map_tensors(lambda value: value * by, tree)
+
+
+def zeros(tree: Any) -> Any:
+    """Zeros of the same names and shapes."""
+    return map_tensors(torch.zeros_like, tree)
+
+
+def _pairwise(function: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> Any:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if a.keys() != b.keys():
+            odd = sorted(a.keys() ^ b.keys())
+            raise WireError(f"trees differ: only one of them has {', '.join(odd[:5])}")
+        return {key: _pairwise(function, a[key], b[key]) for key in a}
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
+        return function(a, b)
+    raise WireError("only trees of tensors of equal shapes can be added; one of these is not")
+
+
+def weights_of(model: nn.Module, names: Collection[str] | None = None) -> Tree:
+    """A copy of parameters and buffers by name, free of gradients; what is frozen stays out.
+
+    names: only these (see ``motet.core.groups``); None for all that may change.
+    """
+    frozen = frozen_names(model)
+    return {
+        name: value.detach().clone()
+        for name, value in model.state_dict().items()
+        if name not in frozen and (names is None or name in names)
+    }
+
+
+def parameters_of(model: nn.Module) -> Tree:
+    """A copy of the parameters that are trained, by name; no buffers."""
+    return {
+        name: value.detach().clone()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+
+
+def load(model: nn.Module, weights: Tree, *, partial: bool = False) -> None:
     """Copies the weights into the model, in place; every name must be there, and no other.
 
-    Raises WireError that lists the names and shapes that do not fit.
+    partial: names that are not given keep their values. Raises WireError that lists the names
+    and shapes that do not fit; the model is then as it was.
     """
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise WireError(f"weights do not fit: {' '.join(str(error).split())}") from None
+    frozen = frozen_names(model)
+    own = {name: value for name, value in model.state_dict().items() if name not in frozen}
+    problems = [f"unexpected {name}" for name in weights if name not in own]
+    if not partial:
+        problems += [f"missing {name}" for name in own if name not in weights]
+    for name in own.keys() & weights.keys():
+        given = weights[name]
+        if not isinstance(given, Tensor) or given.shape != own[name].shape:
+            shape = tuple(getattr(given, "shape", ()))
+            problems.append(f"{name} has shape {shape}, not {tuple(own[name].shape)}")
+    if problems:
+        raise WireError(f"weights do not fit: {'; '.join(sorted(problems)[:8])}")
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)

@@ -30,6 +30,7 @@ def evaluate(model: nn.Module, data: Dataset, *, batch: int = 512) -> Metrics:
             metrics |= {name: (value, len(rows)) for name, value in found.items()}
     if logits is not None and data.labels is not None:
         seen = torch.stack([data.present[name] for name in features]).any(dim=0)
+        seen &= data.labels >= 0
         right = (logits.argmax(dim=1) == data.labels)[seen]
         if len(right):
             metrics["accuracy"] = (100.0 * float(right.double().mean()), len(right))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
-from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec
+from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
 from motet.core.batch import Column
-from motet.core.rng import generator, numpy_generator
+from motet.core.groups import frozen_names
+from motet.core.rng import generator, numpy_generator, seeded
 from motet.data import load_data
 from motet.data.public import one_per_unit, split_concepts
 from motet.experiment.spec import Experiment, Population
@@ -27,6 +29,8 @@ class Parties:
     pooled: Dataset | None
     build_server: Callable[[], MultimodalModel] | None
     encoders: Mapping[tuple[str, str], str]
+    heads: Mapping[str, int] = field(default_factory=dict)
+    common_start: bool = False
 
     @property
     def facts(self) -> Facts:
@@ -40,20 +44,70 @@ class Parties:
             hub_rows=0 if self.pooled is None else len(self.pooled),
             classes=0 if public is None else len(public.classes),
             encoders=self.encoders,
+            heads=self.heads,
+            common_start=self.common_start,
         )
 
 
 def build_parties(experiment: Experiment) -> Parties:
     """Loads the data, shares them out and prepares every party; raises DataError, ConfigError."""
-    seed = experiment.seed
     test, public, private = share_out(experiment)
+    models = _Models(experiment, public)
     sites: list[SiteSpec] = []
+    heads: dict[str, int] = {}
     for population in experiment.populations:
-        sites += _population(experiment, population, private, test, public)
-    server = experiment.server
-    build = None if server is None else _builder(server, None, 0, seed, "hub", public)
+        for number, data in enumerate(_shares(experiment, population, private)):
+            site = _site(experiment, population, number, data, test, models)
+            heads[site.name] = _classes(population, data)
+            sites.append(site)
+    build = None
+    if experiment.server is not None:
+        heads["hub"] = len(test.classes) if experiment.classify else 0
+        build = models.builder(experiment.server, None, heads["hub"], "hub")
     pooled = _pool(experiment, sites) if experiment.method.pools_private_rows else None
-    return Parties(tuple(sites), public, test, pooled, build, _encoders(experiment, sites))
+    encoders = _encoders(experiment, sites)
+    return Parties(
+        tuple(sites), public, test, pooled, build, encoders, heads, experiment.common_start
+    )
+
+
+class _Models:
+    """Builds the parties' models; what is frozen in them is held once."""
+
+    def __init__(self, experiment: Experiment, public: Dataset | None) -> None:
+        self.seed = experiment.seed
+        self.common = experiment.common_start
+        self.transform = experiment.method.transform
+        self.public = public
+        self.frozen: dict[str, torch.Tensor] = {}
+
+    def builder(
+        self, spec: ModelSpec, modalities: Sequence[str] | None, classes: int, party: str
+    ) -> Callable[[], MultimodalModel]:
+        """A function that builds this party's model, equal at every call."""
+        key = (self.seed, "model") if self.common else (self.seed, party, "model")
+
+        def build() -> MultimodalModel:
+            model = build_model(spec, modalities, classes, generator(*key))
+            if self.public is not None:
+                model.calibrate(self.public)
+            with seeded(*key, "transform"):
+                made = self.transform(model)
+            share_frozen(made, self.frozen)
+            assert isinstance(made, MultimodalModel)
+            return made
+
+        return build
+
+
+def share_frozen(model: nn.Module, pool: dict[str, torch.Tensor]) -> None:
+    """Has the model hold frozen tensors that another one holds already, in place of its own."""
+    frozen = frozen_names(model)
+    for path, module in model.named_modules():
+        for slots in (module._parameters, module._buffers):
+            for name, value in slots.items():
+                if value is not None and f"{path}.{name}".lstrip(".") in frozen:
+                    value.data = pool.setdefault(wire.digest({"value": value.detach()}), value.data)
 
 
 def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]:
@@ -67,7 +121,7 @@ def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]
     if spec.unit is None:
         rows = replace(rows, about={**rows.about, "row": rows.rows})
     unit = spec.unit or "row"
-    parts = split_concepts(rows, unit, {**sizes, "private": None}, rng)
+    parts = split_concepts(rows, unit, {**sizes, "private": spec.private}, rng)
     if spec.public_rows == "one":
         draw = numpy_generator(experiment.seed, "data", "one")
         for name in sizes:
@@ -75,13 +129,8 @@ def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]
     return parts["test"], parts.get("public"), parts["private"]
 
 
-def _population(
-    experiment: Experiment,
-    population: Population,
-    private: Dataset,
-    test: Dataset,
-    public: Dataset | None,
-) -> list[SiteSpec]:
+def _shares(experiment: Experiment, population: Population, private: Dataset) -> list[Dataset]:
+    """The rows of each site of a population."""
     seed, name = experiment.seed, population.name
     rows = _where(private, population).only(_known(population, private))
     if population.rows == "one" and experiment.data.unit:
@@ -92,10 +141,7 @@ def _population(
     if population.missing is not None:
         rng = numpy_generator(seed, "data", name, "missing")
         parts = population.missing.apply(parts, rng)
-    return [
-        _site(experiment, population, number, data, test, public)
-        for number, data in enumerate(parts)
-    ]
+    return parts
 
 
 def _site(
@@ -104,11 +150,23 @@ def _site(
     number: int,
     data: Dataset,
     test: Dataset,
-    public: Dataset | None,
+    models: _Models,
 ) -> SiteSpec:
     seed, name = experiment.seed, f"{population.name}-{number + 1}"
     if experiment.data.scrambled:
         data = scramble(data, generator(seed, "data", name, "scramble"))
+    if population.shift_labels and data.labels is not None:
+        shifted = (data.labels + population.shift_labels) % len(data.classes)
+        data = replace(data, labels=shifted)
+    if population.tests == "own":
+        test = own_tests(_where(test, population), data)
+    spec = population.models[number % len(population.models)]
+    build = models.builder(spec, data.modalities, _classes(population, data), name)
+    return SiteSpec(name, data, test.only(data.modalities), build, _label(spec, data.modalities))
+
+
+def _classes(population: Population, data: Dataset) -> int:
+    """How many classes the models of a population tell apart; 0 without a head."""
     alone = len(population.modalities) == 1
     head = alone if population.classify is None else population.classify
     if head and data.labels is None:
@@ -116,10 +174,28 @@ def _site(
             f"populations {population.name}: its sites classify, and the data have no labels; set "
             "classify: false, or give rows of two modalities"
         )
-    spec = population.models[number % len(population.models)]
-    classes = len(data.classes) if head else 0
-    build = _builder(spec, data.modalities, classes, seed, name, public)
-    return SiteSpec(name, data, test.only(data.modalities), build, _label(spec, data.modalities))
+    return len(data.classes) if head else 0
+
+
+def own_tests(test: Dataset, data: Dataset) -> Dataset:
+    """As many test rows as there are in the proportions of the site's labels; all without labels.
+
+    The first rows of each class, in the test set's order, so that sites share what they can.
+    """
+    if test.labels is None or data.labels is None:
+        return test
+    count = len(data.classes)
+    own = torch.bincount(data.labels[data.labels >= 0], minlength=count).double()
+    there = torch.bincount(test.labels[test.labels >= 0], minlength=count).double()
+    share = own / own.sum()
+    held = share > 0
+    size = float((there[held] / share[held]).min())
+    wanted = torch.where(held, (share * size).round().clamp(min=1), 0.0).minimum(there)
+    kept = [
+        (test.labels == label).nonzero().flatten()[: int(number)]
+        for label, number in enumerate(wanted.tolist())
+    ]
+    return test.take(torch.cat(kept).sort().values)
 
 
 def scramble(data: Dataset, rng: torch.Generator) -> Dataset:
@@ -164,23 +240,6 @@ def _where(rows: Dataset, population: Population) -> Dataset:
     if not bool(keep.any()):
         raise DataError(f"population {population.name}: no private row has {population.where}")
     return rows if bool(keep.all()) else rows.take(keep.nonzero().flatten())
-
-
-def _builder(
-    spec: ModelSpec,
-    modalities: Sequence[str] | None,
-    classes: int,
-    seed: int,
-    party: str,
-    public: Dataset | None,
-) -> Callable[[], MultimodalModel]:
-    def build() -> MultimodalModel:
-        model = build_model(spec, modalities, classes, generator(seed, party, "model"))
-        if public is not None:
-            model.calibrate(public)
-        return model
-
-    return build
 
 
 def _label(spec: ModelSpec, modalities: Sequence[str]) -> str:

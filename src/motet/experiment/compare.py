@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,8 @@ Group: TypeAlias = Literal["method", "baseline", "ablation", "control", "bound",
 Plain: TypeAlias = dict[str, Any]
 # metric -> value of one run; a site's metric is named "PARTY/METRIC".
 Values: TypeAlias = dict[str, float]
+# "METRIC@5" is the mean of the last five reports.
+LAST = (3, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -178,31 +179,67 @@ def run_arm(recipe: Plain, path: Path) -> Values:
 
 
 def last_values(events: Sequence[Mapping[str, Any]]) -> Values:
-    """The last value of each metric, the hub's by its name, a site's as "PARTY/METRIC".
+    """What a run comes to, by metric: the hub's by its name, a site's as "PARTY/METRIC".
 
-    "best METRIC" is the hub's best over the rounds; "pair sites' rsum" and the like are means
-    over the sites of one population; "MB down" and "MB up" are all frames of the run.
+    Each is the last value reported; "METRIC@5" (also @3 and @10) is the mean of the last five
+    reports and "best METRIC" the hub's best. A test point other than "after local training" is
+    named: "SITE/accuracy as received". "pair sites' rsum" is the mean over the sites of one
+    population, "sites' rsum" over all. "log NAME" is a number that the method logged. "MB down"
+    and "MB up" are all frames of training, "MB tests" those of evaluation at the sites.
     """
+    series = _with_means(_series(events))
     values: Values = {}
-    frames = {"down": 0, "up": 0}
+    for name, by_round in series.items():
+        reports = list(by_round.values())
+        values[name] = reports[-1]
+        for last in LAST:
+            values[f"{name}@{last}"] = fmean(reports[-last:])
+        if "/" not in name and "sites' " not in name:
+            values[f"best {name}"] = max(reports)
+    return {**values, **_traffic(events)}
+
+
+def _series(events: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """Metric -> number of the report -> value."""
+    series: dict[str, dict[int, float]] = {}
+    report = 0
     for event in events:
-        if event["event"] == "metric":
+        if event["event"] == "round":
+            report += 1
+        elif event["event"] == "metric":
             hub = event["party"] == "hub"
+            usual = hub or event["point"] == "after local training"
+            point = "" if usual else f" {event['point']}"
             for name, (value, _) in event["metrics"].items():
-                values[name if hub else f"{event['party']}/{name}"] = value
-                if hub:
-                    values[f"best {name}"] = max(value, values.get(f"best {name}", -math.inf))
-        elif event["event"] == "replied":
-            for way in frames:
-                frames[way] += event[way]["frame"]
-    values |= _population_means(values)
-    return {**values, "MB down": frames["down"] / 1e6, "MB up": frames["up"] / 1e6}
+                full = name if hub else f"{event['party']}/{name}{point}"
+                series.setdefault(full, {})[report] = value
+        elif event["event"] == "log":
+            for name, value in event.items():
+                if name not in ("event", "time", "round") and isinstance(value, int | float):
+                    series.setdefault(f"log {name}", {})[report] = float(value)
+    return series
 
 
-def _population_means(values: Values) -> Values:
-    gathered: dict[str, list[float]] = {}
-    for name, value in values.items():
+def _with_means(series: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """The series, and those of the means over the sites of each population and over all."""
+    gathered: dict[str, dict[int, list[float]]] = {}
+    for name, by_round in series.items():
         party, slash, metric = name.partition("/")
-        if slash:
-            gathered.setdefault(f"{party.rsplit('-', 1)[0]} sites' {metric}", []).append(value)
-    return {name: fmean(found) for name, found in gathered.items()}
+        for group in (f"{party.rsplit('-', 1)[0]} sites' {metric}", f"sites' {metric}"):
+            for report, value in by_round.items() if slash else ():
+                gathered.setdefault(group, {}).setdefault(report, []).append(value)
+    means = {
+        group: {report: fmean(values) for report, values in by_round.items()}
+        for group, by_round in gathered.items()
+    }
+    return {**series, **means}
+
+
+def _traffic(events: Sequence[Mapping[str, Any]]) -> Values:
+    frames = {"MB down": 0, "MB up": 0, "MB tests": 0}
+    for event in events:
+        if event["event"] == "replied":
+            for way in ("down", "up"):
+                name = "MB tests" if event["op"] == "evaluate" else f"MB {way}"
+                frames[name] += event[way]["frame"]
+    return {name: count / 1e6 for name, count in frames.items()}

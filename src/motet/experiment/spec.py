@@ -31,6 +31,7 @@ class DataSpec(Spec):
     unit: str | None = Field(None, description="rows that share this column stay together")
     test: int = Field(400, ge=1, description="units for testing")
     public: int = Field(300, ge=0, description="units of the public set")
+    private: int | None = Field(None, ge=1, description="units of all sites; null for the rest")
     public_rows: Literal["one", "all"] = Field(
         "one", description="rows per unit in public and test set: one at random, or all"
     )
@@ -57,6 +58,10 @@ class Population(Spec):
     classify: bool | None = Field(
         None, description="give models a class head; by default only where a modality is alone"
     )
+    tests: Literal["all", "own"] = Field(
+        "all", description="test rows: all, or those that look like the site's own (where, labels)"
+    )
+    shift_labels: int = Field(0, ge=0, description="control: labels are this many classes off")
 
     @model_validator(mode="after")
     def _models_read_what_sites_hold(self) -> Population:
@@ -87,6 +92,10 @@ class Experiment(Spec):
     data: DataSpec = DataSpec()
     populations: tuple[Population, ...] = Field(min_length=1)
     server: ModelSpec | None = Field(None, description="the hub's model; None for none")
+    classify: bool = Field(False, description="give the hub's model a class head")
+    common_start: bool = Field(
+        False, description="models of one specification start from the same weights everywhere"
+    )
     wire: dict[Kind, Literal["fp16", "int8"]] = Field(
         default_factory=dict, description="kind -> codec of its tensors on the wire"
     )

@@ -15,8 +15,6 @@ from motet.experiment.runner import RECIPE
 from motet.experiment.spec import Experiment, parse_experiment, read_recipe, with_settings
 from motet.methods.registry import method_class, method_names
 
-STANDARD = "creamfl-emoji"
-
 
 @dataclass(frozen=True)
 class Target:
@@ -78,8 +76,8 @@ def load_experiment(
 
 
 def standard_recipe(method: str) -> dict[str, Any]:
-    """The standard setting with this method in it."""
-    return swap_method(shipped_recipe(STANDARD), method)
+    """The setting that this method names, with the method in it."""
+    return swap_method(shipped_recipe(method_class(method).setting), method)
 
 
 def swap_method(values: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class ServerOnly(Method):
     """
 
     needs_public: ClassVar[bool] = True
+    needs_hub_model: ClassVar[bool] = True
 
     rounds: int = Field(30, ge=1, description="rounds of training and evaluation")
     server: ServerTask = ServerTask()
@@ -33,7 +34,7 @@ class ServerOnly(Method):
             fed.report()
 
 
-class LocalOnly(Method):
+class ModalLocal(Method):
     """Every site trains on its own rows alone: the reference for what a site gains or loses.
 
     Paper: "LOCAL" of Yu et al., ICLR 2023, for the clients' side.
@@ -60,7 +61,7 @@ class LocalOnly(Method):
         return {}
 
 
-class Central(Method):
+class ModalCentral(Method):
     """The server's model trained on all rows pooled: the upper bound that no federation has.
 
     Paper: the centralised reference of every federated paper.
@@ -78,7 +79,9 @@ class Central(Method):
     def check(self, facts: Facts) -> None:
         super().check(facts)
         if not facts.hub_rows:
-            raise ConfigError("central needs sites that hold all modalities of the server's model")
+            raise ConfigError(
+                "modal-central needs sites that hold all modalities of the server's model"
+            )
 
     def run(self, fed: Federation) -> None:
         for number in fed.rounds(self.rounds):

@@ -41,6 +41,7 @@ class FedET(Method):
     """
 
     needs_public: ClassVar[bool] = True
+    needs_hub_model: ClassVar[bool] = True
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")

@@ -18,13 +18,15 @@ ENTRY_POINTS = "motet.methods"
 METHODS = {
     "creamfl": "motet.methods.creamfl:CreamFL",
     "server-only": "motet.methods.alone:ServerOnly",
-    "local-only": "motet.methods.alone:LocalOnly",
-    "central": "motet.methods.alone:Central",
+    "modal-local": "motet.methods.alone:ModalLocal",
+    "modal-central": "motet.methods.alone:ModalCentral",
     "modal-fedavg": "motet.methods.modal_fedavg:ModalFedAvg",
+    "modal-fedmd": "motet.methods.modal_fedmd:ModalFedMD",
     "fediot": "motet.methods.modal_fedavg:FedIoT",
-    "fedmd": "motet.methods.fedmd:FedMD",
     "fedet": "motet.methods.fedet:FedET",
     "fedgems": "motet.methods.fedgems:FedGEMS",
+    "fedavg": "motet.methods.fedavg:FedAvg",
+    "fedpeft": "motet.methods.fedpeft:FedPEFT",
 }
 
 

@@ -54,7 +54,7 @@ class MultimodalModel(nn.Module):
 
     encoders: modality -> Encoder, all of the same ``width`` d.
     classes: number of classes; 0 for no head. The head reads GELU of the embeddings before
-        they are normalised, averaged over the modalities that a row has.
+        they are normalised, averaged over the modalities that a row has: ``aux["embedding"]``.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], classes: int = 0) -> None:
@@ -102,10 +102,10 @@ class MultimodalModel(nn.Module):
         names = [name for name in self.modalities if name in batch.inputs]
         raw = {name: self.encoders[name](batch.inputs[name]) for name in names}
         features = {name: F.normalize(value, dim=-1) for name, value in raw.items()}
-        logits = None
-        if self.head is not None and raw:
-            logits = self.head(_mean_of_present(raw, batch))
-        return Output(logits=logits, features=features)
+        if self.head is None or not raw:
+            return Output(features=features)
+        embedding = _mean_of_present(raw, batch)
+        return Output(self.head(embedding), features, {"embedding": embedding})
 
 
 def _prepared(data: Dataset, name: str, encoder: Encoder) -> Tensor:

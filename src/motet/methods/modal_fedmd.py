@@ -21,7 +21,7 @@ from motet.methods.parts import (
 )
 
 
-class FedMD(Method):
+class ModalFedMD(Method):
     """Heterogeneous federated learning by a plain consensus on public data.
 
     Paper: Li, Wang, "FedMD: Heterogenous Federated Learning via Model Distillation", 2019,
@@ -39,6 +39,7 @@ class FedMD(Method):
     """
 
     needs_public: ClassVar[bool] = True
+    needs_hub_model: ClassVar[bool] = True
 
     rounds: int = Field(30, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")

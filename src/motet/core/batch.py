@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from motet.core.graph import GRAPH
+
 Column: TypeAlias = Tensor | tuple[str, ...]
 
 
@@ -133,8 +135,12 @@ class Dataset:
         )
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """All rows in order, at most ``size`` at a time: for evaluation and for encoding."""
-        for index in torch.split(torch.arange(len(self)), size):
+        """All rows in order, at most ``size`` at a time: for evaluation and for encoding.
+
+        Nodes of a graph come all at once, for they would lose their links to others.
+        """
+        most = max(size, len(self)) if GRAPH in self.columns else size
+        for index in torch.split(torch.arange(len(self)), most):
             yield self.batch(index)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from motet.core.batch import Batch, Dataset
 from motet.core.errors import DataError, SiteError
-from motet.core.groups import is_frozen
+from motet.core.groups import frozen_to_eval
 from motet.core.optim import Optimizer, OptimizerSpec
 from motet.core.rng import generator, numpy_generator
 from motet.core.tree import Tree, load, weights_of
@@ -186,9 +186,7 @@ def _not_finite(loss: str, total: float, steps: int, model: nn.Module) -> str:
 def train_mode(model: nn.Module) -> None:
     """Train mode, but for what is frozen."""
     model.train()
-    for part in model.modules():
-        if is_frozen(part):
-            part.training = False
+    frozen_to_eval(model)
 
 
 @contextmanager
@@ -199,4 +197,5 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        model.train(mode)
+        if mode:
+            train_mode(model)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
 from motet.core.errors import ConfigError
@@ -77,6 +77,16 @@ class Facts:
     common_start: bool = False
 
 
+def _filled_in(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, in which every group that is given in part has the rest from its default."""
+    filled = dict(values)
+    for name, default in defaults.items():
+        if isinstance(default, BaseModel) and isinstance(values.get(name), Mapping):
+            own = {field: getattr(default, field) for field in type(default).model_fields}
+            filled[name] = {**own, **_filled_in(values[name], own)}
+    return filled
+
+
 class Method(BaseModel):
     """Base of all methods: fields are hyper-parameters, and there is no other state.
 
@@ -91,6 +101,16 @@ class Method(BaseModel):
     needs_public: ClassVar[bool] = False
     needs_hub_model: ClassVar[bool] = False
     pools_private_rows: ClassVar[bool] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_own_defaults(cls, values: Any) -> Any:
+        """Fields of a group that are not given keep what THIS method has for them.
+
+        Otherwise ``local: {lr: 0.05}`` would give FedDyn another method's weight decay and clip.
+        """
+        defaults = {name: info.default for name, info in cls.model_fields.items()}
+        return _filled_in(values, defaults) if isinstance(values, Mapping) else values
 
     def run(self, fed: Federation) -> None:
         """The hub's half: ordinary Python that asks sites and reports."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from motet.core.errors import WireError
-from motet.core.groups import frozen_names
+from motet.core.groups import changing_tensors
 
 Leaf: TypeAlias = Tensor | int | float | bool | str | None
 # The recursive type would be exact; mypy's errors about it are not readable, so Any stands in.
@@ -141,10 +141,14 @@ def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         return torch.stack(list(tensors)).amax(dim=0)
     # Halves and eighths would lose digits with every term.
     wide = dtype if dtype == torch.float64 else torch.float32
-    total = tensors[0].to(wide) * shares[0]
+    # A running mean, step by step towards the next tensor: equal ones stay as they are to the bit.
+    found = tensors[0].to(wide, copy=True)
+    weight = shares[0]
     for tensor, share in zip(tensors[1:], shares[1:], strict=True):
-        total.add_(tensor.to(wide), alpha=share)
-    return total.to(dtype)
+        weight += share
+        if share:
+            found.lerp_(tensor.to(wide), share / weight)
+    return found.to(dtype)
 
 
 def plus(a: Any, b: Any, times: float = 1.0) -> Any:
@@ -183,11 +187,10 @@ def weights_of(model: nn.Module, names: Collection[str] | None = None) -> Tree:
 
     names: only these (see ``motet.core.groups``); None for all that may change.
     """
-    frozen = frozen_names(model)
     return {
         name: value.detach().clone()
-        for name, value in model.state_dict().items()
-        if name not in frozen and (names is None or name in names)
+        for name, value in changing_tensors(model).items()
+        if names is None or name in names
     }
 
 
@@ -206,8 +209,7 @@ def load(model: nn.Module, weights: Tree, *, partial: bool = False) -> None:
     partial: names that are not given keep their values. Raises WireError that lists the names
     and shapes that do not fit; the model is then as it was.
     """
-    frozen = frozen_names(model)
-    own = {name: value for name, value in model.state_dict().items() if name not in frozen}
+    own = changing_tensors(model)
     problems = [f"unexpected {name}" for name in weights if name not in own]
     if not partial:
         problems += [f"missing {name}" for name in own if name not in weights]

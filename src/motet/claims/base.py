@@ -20,7 +20,8 @@ Plain = dict[str, Any]
 class Expectation:
     """One thing that must come out: a difference between two arms, or an arm's own value.
 
-    ``arm`` minus ``other`` (nothing, where no other is named) in ``metric``: its mean over the
+    ``arm`` minus ``other`` (nothing, where no other is named) in ``metric`` (of the other in
+    ``other_metric``, where that is another test point): its mean over the
     seeds must be at least ``least`` and at most ``most``, its value in every seed at least
     ``every_least`` and at most ``every_most``, and above 0 with ``every``. With ``ratio`` the
     arm's mean must be at least that many times the other's, with ``most_ratio`` at most.
@@ -30,6 +31,7 @@ class Expectation:
     arm: str
     other: str = ""
     metric: str = "accuracy"
+    other_metric: str = ""
     least: float | None = None
     most: float | None = None
     every_least: float | None = None
@@ -61,7 +63,7 @@ class Expectation:
         shown = _number(mean, bool(self.other))
         figure = f"{shown} (sd {_number(spread(gaps))}, {end})"
         if self.ratio is not None or self.most_ratio is not None:
-            base = comparison.mean(self.other, self.metric)
+            base = comparison.mean(self.other, self.other_metric or self.metric)
             ratio = comparison.mean(self.arm, self.metric) / base if base else float("inf")
             bounds.append(self.ratio is None or ratio >= self.ratio)
             bounds.append(self.most_ratio is None or ratio <= self.most_ratio)
@@ -70,7 +72,10 @@ class Expectation:
 
     def _gaps(self, comparison: Comparison) -> list[float]:
         if self.other:
-            return comparison.difference(self.arm, self.other, self.metric)
+            theirs = comparison.of(self.other, self.other_metric or self.metric)
+            return [
+                a - b for a, b in zip(comparison.of(self.arm, self.metric), theirs, strict=True)
+            ]
         return comparison.of(self.arm, self.metric)
 
 

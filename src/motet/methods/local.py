@@ -84,22 +84,22 @@ class LocalSGD(Part):
 
     def train(
         self,
-        site: Site,
+        learner: Site | Federation,
         loss: Loss = classify,
         *,
         data: Dataset | None = None,
         key: str | int = "private",
         adjust: Adjust | None = None,
     ) -> float:
-        """One round's training on the site's own rows, or on ``data``; the mean loss per step."""
-        spec = SGD(self.rate(site.round), self.momentum, self.weight_decay)
-        optimizer = Optimizer(site.model, spec, self.clip)
-        batches = self.batches(site, site.data if data is None else data, key)
-        return site.fit(loss, batches, optimizer, adjust=adjust)
+        """One round's training on the party's own rows, or on ``data``; the mean loss per step."""
+        spec = SGD(self.rate(learner.round), self.momentum, self.weight_decay)
+        optimizer = Optimizer(learner.model, spec, self.clip)
+        batches = self.batches(learner, learner.data if data is None else data, key)
+        return learner.fit(loss, batches, optimizer, adjust=adjust)
 
 
-class Sampled(Method):
-    """What methods have in common that ask a sample of sites in every round."""
+class Cohort(Method):
+    """What methods for labelled rows have in common that ask a sample of sites in every round."""
 
     # Sites and hub run one and the same model, whose weights travel.
     one_model: ClassVar[bool] = True
@@ -108,7 +108,6 @@ class Sampled(Method):
     rounds: int = Field(50, ge=1, description="communication rounds")
     cohort: int = Field(10, ge=1, description="sites asked per round")
     quorum: Quorum = None
-    local: LocalSGD = LocalSGD()
 
     def ask(self, fed: Federation, op: Callable[..., Any], **payload: Any) -> Replies:
         """Asks this round's sample of sites, and is content with the quorum."""
@@ -118,6 +117,12 @@ class Sampled(Method):
         super().check(facts)
         if self.one_model:
             check_one_model(self, facts)
+
+
+class Sampled(Cohort):
+    """A cohort whose sites train by local SGD."""
+
+    local: LocalSGD = LocalSGD()
 
 
 def check_one_model(method: Method, facts: Facts) -> None:
@@ -137,6 +142,8 @@ def check_one_model(method: Method, facts: Facts) -> None:
                 f"reads {', '.join(facts.hub_modalities)}; give both the same modalities"
             )
     heads = set(facts.heads.values())
+    if heads == {0}:
+        raise ConfigError(f"{name} learns from labels; give models a class head: classify: true")
     if len(heads) > 1:
         raise ConfigError(
             f"{name} averages weights, and only some models have a class head; write "

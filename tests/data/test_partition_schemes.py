@@ -121,3 +121,35 @@ def test_schemes_name_the_columns_that_there_are() -> None:
 def test_bad_schemes_name_field_and_value(value: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_partition(value, "data.partition")
+
+
+def test_class_groups_give_sites_of_a_kind_the_same_classes() -> None:
+    data = pictures(400)
+    spec = {"name": "class_groups", "groups": [[0, 1], [2, 1]], "rows": 5}
+    parts = parse_partition(spec).apply(data, 6, rng(3))
+    assert data.labels is not None
+    for site, part in enumerate(parts):
+        counts = torch.bincount(data.labels[part], minlength=4).tolist()
+        assert counts == ([5, 5, 0, 0] if site % 2 == 0 else [0, 5, 5, 0])
+    assert len(torch.cat(parts).unique()) == 60
+    again = parse_partition(spec).apply(data, 6, rng(3))
+    assert all(torch.equal(part, other) for part, other in zip(parts, again, strict=True))
+    assert not torch.equal(parts[0], parse_partition(spec).apply(data, 6, rng(4))[0])
+
+
+def test_class_groups_without_a_number_of_rows_share_out_all_of_them() -> None:
+    data = pictures(40, each=5)
+    spec = {"name": "class_groups", "groups": [[0, 1], [2, 3], [1, 2]]}
+    parts = parse_partition(spec).apply(data, 3, rng(3))
+    assert torch.equal(torch.cat(parts).sort()[0], torch.arange(len(data)))
+    assert [len(part) for part in parts] == [75, 75, 50]
+
+
+def test_class_groups_refuse_what_the_data_do_not_have() -> None:
+    data = pictures(8)
+    with pytest.raises(DataError, match="class 0 has 6 rows, and 2 sites want 8; take fewer"):
+        parse_partition({"name": "class_groups", "groups": [[0]], "rows": 4}).apply(data, 2, rng())
+    with pytest.raises(DataError, match="a site would have no row: there are classes 0 to 3"):
+        parse_partition({"name": "class_groups", "groups": [[0], [7]]}).apply(data, 2, rng())
+    with pytest.raises(ConfigError, match="groups"):
+        parse_partition({"name": "class_groups", "groups": []})

@@ -92,7 +92,7 @@ def test_a_value_out_of_bounds_is_answered_with_the_bound(setting: str, told: st
             "populations.0.partition.name=dirichlett",
             "populations.0.partition.name = 'dirichlett': write one of iid, by_size, dirichlet",
         ),
-        ("method=creamfll", "method: there is no method 'creamfll'; write one of creamfl"),
+        ("method=creamfll", "method: there is no method 'creamfll'; write one of bristle"),
         ("method=3", "method: write its name, or a mapping with name and options"),
     ],
 )

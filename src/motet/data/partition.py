@@ -20,7 +20,9 @@ from torch import Tensor
 
 from motet.core.batch import Column, Dataset
 from motet.core.errors import ConfigError, DataError
+from motet.core.graph import GRAPH
 from motet.data._common import codes_of, column_of, first_rows, parsed
+from motet.data.graphs import cut_graph
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,6 +118,34 @@ def pathological(labels: Column, sites: int, classes_per_site: int, rng: Rng) ->
     return _deal(codes, np.diff(cuts, prepend=0), rng)
 
 
+def class_groups(
+    labels: Column, sites: int, groups: Sequence[Sequence[int]], rows: int | None, rng: Rng
+) -> list[Tensor]:
+    """Site i has the classes of group i modulo the number of groups, each shared out evenly.
+
+    groups: numbers of classes in sorted order. rows: so many of each class at a site, where what
+    is left over goes to nobody, as do classes without a group; None shares all of them out.
+    """
+    codes, names = codes_of(labels)
+    _check_sites(len(codes), sites)
+    counts = np.zeros((len(names), sites), dtype=np.int64)
+    for label, name in enumerate(names):
+        owners = [site for site in range(sites) if label in groups[site % len(groups)]]
+        size = int((codes == label).sum())
+        wanted = len(owners) * (1 if rows is None else rows)
+        if size < wanted:
+            raise DataError(
+                f"class {name} has {size} rows, and {len(owners)} sites want {wanted}; take fewer "
+                "sites or fewer rows"
+            )
+        for place, site in enumerate(owners):
+            share = size * (place + 1) // len(owners) - size * place // len(owners)
+            counts[label, site] = share if rows is None else rows
+    if not counts.sum(axis=0).min():
+        raise DataError(f"a site would have no row: there are classes 0 to {len(names) - 1} alone")
+    return _deal(codes, counts, rng)
+
+
 def natural(ids: Column, sites: int | None = None) -> list[Tensor]:
     """One site per id (drawing style, language, author ...) in the order of the sorted ids.
 
@@ -200,7 +230,7 @@ def _deal(codes: Tensor, counts: NDArray[np.int64], rng: Rng) -> list[Tensor]:
     """Deals the rows of each class at random in these numbers: counts [classes, sites]."""
     parts: list[list[NDArray[np.int64]]] = [[] for _ in range(counts.shape[1])]
     for code, row in enumerate(counts):
-        members = rng.permutation(np.flatnonzero(codes.numpy() == code))
+        members = rng.permutation(np.flatnonzero(codes.numpy() == code))[: row.sum()]
         for part, piece in zip(parts, np.split(members, np.cumsum(row)[:-1]), strict=True):
             part.append(piece)
     return _tensors([np.concatenate(part) for part in parts])
@@ -278,6 +308,20 @@ class Pathological(_Scheme):
         return pathological(labels, sites, self.classes_per_site, rng)
 
 
+class ClassGroups(_Scheme):
+    """Label skew: sites in turn own these groups of classes, and those of a group are alike."""
+
+    name: Literal["class_groups"] = "class_groups"
+    groups: tuple[Annotated[tuple[int, ...], Field(min_length=1)], ...] = Field(
+        min_length=1, description="numbers of the classes of each group: [[0, 1], [2, 3]]"
+    )
+    rows: int | None = Field(None, ge=1, description="rows of each class at a site; null for all")
+
+    def _cut(self, dataset: Dataset, sites: int, rng: Rng) -> list[Tensor]:
+        labels = column_of(dataset, "labels", "partition.by")
+        return class_groups(labels, sites, self.groups, self.rows, rng)
+
+
 class Natural(_Scheme):
     """One site per drawing style, language, author ..., or several of them per site."""
 
@@ -288,8 +332,25 @@ class Natural(_Scheme):
         return natural(column_of(dataset, self.by, "partition.by"), sites)
 
 
+class Clusters(_Scheme):
+    """Parts of a graph with few links between them, or several overlapping sites per part."""
+
+    name: Literal["clusters"] = "clusters"
+    per_part: int = Field(1, ge=1, description="sites per part; above 1 each holds a share of it")
+    share: float = Field(0.5, gt=0, le=1, description="random share of a part's nodes, then")
+
+    def _cut(self, dataset: Dataset, sites: int, rng: Rng) -> list[Tensor]:
+        column = dataset.columns.get(GRAPH)
+        if not isinstance(column, Tensor):
+            raise ConfigError(f"partition: clusters divides graphs; the data have no {GRAPH!r}")
+        return cut_graph(column, sites, rng, per_part=self.per_part, share=self.share)
+
+
 Partition: TypeAlias = Annotated[
-    Annotated[Iid | BySize | Dirichlet | Pathological | Natural, Field(discriminator="name")],
+    Annotated[
+        Iid | BySize | Dirichlet | Pathological | ClassGroups | Natural | Clusters,
+        Field(discriminator="name"),
+    ],
     BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),
 ]
 

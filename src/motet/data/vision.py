@@ -44,6 +44,7 @@ Limit: TypeAlias = Annotated[
     int | None, Field(ge=1, description="only the first so many pictures; null for all")
 ]
 Skip: TypeAlias = Annotated[int, Field(ge=0, description="leave out the first so many pictures")]
+Turns: TypeAlias = Annotated[int, Field(ge=0, le=3, description="quarter turns of every picture")]
 Tasks: TypeAlias = Annotated[
     int, Field(ge=1, le=100, description="fixed permutations of the pixels, the first the identity")
 ]
@@ -86,6 +87,7 @@ def load_fashion(
     side: Side = None,
     skip: Skip = 0,
     limit: Limit = None,
+    turns: Turns = 0,
     styles: Styles = ("plain",),
     tasks: Tasks = 1,
 ) -> Dataset:
@@ -101,7 +103,7 @@ def load_fashion(
     labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", "labels")[skip:end]
     if not len(pictures):
         raise DataError(f"fashion-mnist: skip={skip} leaves no picture; there are 60000 and 10000")
-    small = shrunk(pictures.unsqueeze(1), side)
+    small = shrunk(pictures.unsqueeze(1), side).rot90(turns, (2, 3))
     drawn, names = in_styles(small, styles)
     dataset = with_tasks(drawn, labels.long(), FASHION, tasks)
     repeated = tuple(names[row % len(names)] for row in range(len(dataset)))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
 from motet.core.batch import Column
+from motet.core.graph import GRAPH
 from motet.core.groups import frozen_names
 from motet.core.rng import generator, numpy_generator, seeded
 from motet.data import load_data
 from motet.data.public import one_per_unit, split_concepts
+from motet.data.registry import options_of
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
 from motet.models.registry import ModelSpec, build_model
@@ -113,7 +116,7 @@ def share_frozen(model: nn.Module, pool: dict[str, torch.Tensor]) -> None:
 def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]:
     """(test, public, private) rows of a recipe; disjoint by unit."""
     spec = experiment.data
-    rows = load_data(spec.name, **spec.options)
+    rows = load_data(spec.name, **_options(experiment))
     rng = numpy_generator(experiment.seed, "data", "split")
     sizes: dict[str, int | None] = {"test": spec.test}
     if spec.public:
@@ -126,7 +129,31 @@ def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]
         draw = numpy_generator(experiment.seed, "data", "one")
         for name in sizes:
             parts[name] = one_per_unit(parts[name], unit, draw)
+    if GRAPH in rows.columns:
+        parts |= in_graph(rows, parts)
     return parts["test"], parts.get("public"), parts["private"]
+
+
+def _options(experiment: Experiment) -> dict[str, Any]:
+    """The reader's options; made-up data, whose reader takes a seed, are the run's own."""
+    name, options = experiment.data.name, experiment.data.options
+    drawn = "seed" in options_of(name).model_fields
+    return {"seed": experiment.seed, **options} if drawn else options
+
+
+def in_graph(rows: Dataset, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Test and private nodes where they stand: the graph without public nodes, others' labels -100.
+
+    Nodes of no part stay in it too, without a label.
+    """
+    public = parts["public"].rows if "public" in parts else rows.rows[:0]
+    kept = rows.take((~torch.isin(rows.rows, public)).nonzero().flatten())
+    if kept.labels is None:
+        raise DataError("this graph's nodes have no labels, so that none can be tested on")
+    return {
+        name: replace(kept, labels=kept.labels.where(torch.isin(kept.rows, parts[name].rows), -100))
+        for name in ("test", "private")
+    }
 
 
 def _shares(experiment: Experiment, population: Population, private: Dataset) -> list[Dataset]:
@@ -157,12 +184,21 @@ def _site(
         data = scramble(data, generator(seed, "data", name, "scramble"))
     if population.shift_labels and data.labels is not None:
         shifted = (data.labels + population.shift_labels) % len(data.classes)
-        data = replace(data, labels=shifted)
-    if population.tests == "own":
+        data = replace(data, labels=shifted.where(data.labels >= 0, -100))
+    if GRAPH in data.columns:
+        test = _tests_in_graph(name, test, data)
+    elif population.tests == "own":
         test = own_tests(_where(test, population), data)
     spec = population.models[number % len(population.models)]
     build = models.builder(spec, data.modalities, _classes(population, data), name)
     return SiteSpec(name, data, test.only(data.modalities), build, _label(spec, data.modalities))
+
+
+def _tests_in_graph(site: str, test: Dataset, data: Dataset) -> Dataset:
+    """The site's own nodes, labelled where they are test nodes."""
+    if data.labels is not None and not bool((data.labels >= 0).any()):
+        raise DataError(f"site {site} has no labelled node to train on; raise data.private")
+    return test.take(test.positions(data.rows))
 
 
 def _classes(population: Population, data: Dataset) -> int:

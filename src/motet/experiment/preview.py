@@ -76,14 +76,14 @@ def preview_of(parties: Parties, title: str = "", about: str | None = None) -> P
 
 
 def _values(data: Dataset, column: str) -> list[Any]:
-    """The column's value of every row, labels by their names."""
+    """The column's value of every row, labels by their names and only where there is one."""
     if not column:
         return []
     if column in data.about:
         given = data.about[column]
         return given.tolist() if isinstance(given, Tensor) else list(given)
     if column == LABELS and data.labels is not None:
-        numbers = data.labels.tolist()
+        numbers = data.labels[data.labels >= 0].tolist()
         return [data.classes[number] for number in numbers] if data.classes else numbers
     known = sorted([*data.about, *([] if data.labels is None else [LABELS])])
     there = f"write one of {', '.join(known)}" if known else "the data have no columns to count"

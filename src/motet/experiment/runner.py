@@ -16,7 +16,16 @@ from typing import Any
 import torch
 import yaml
 
-from motet.core import ConfigError, Dataset, Events, Federation, MotetError, StoreError, wire
+from motet.core import (
+    ConfigError,
+    Dataset,
+    Engine,
+    Events,
+    Federation,
+    MotetError,
+    StoreError,
+    wire,
+)
 from motet.core.events import Event, read_events
 from motet.core.store import HubStore, write_atomic
 from motet.core.tree import weights_of
@@ -27,6 +36,7 @@ from motet.experiment.gallery import choose_queries, gallery_json, snapshot
 from motet.experiment.preview import preview_of, write_preview
 from motet.experiment.spec import Experiment, parse_experiment, read_recipe
 from motet.models.base import MultimodalModel
+from motet.protect.attacks import Hostile
 from motet.protect.compress import Codec
 
 RECIPE = "recipe.yaml"
@@ -140,7 +150,7 @@ def _federation(
     experiment: Experiment, parties: Parties, folder: Path | None, events: Events
 ) -> Federation:
     middleware = (Codec(experiment.wire),) if experiment.wire else ()
-    engine = Serial(
+    engine: Engine = Serial(
         parties.sites,
         experiment.method,
         seed=experiment.seed,
@@ -150,6 +160,15 @@ def _federation(
         folder=None if folder is None else folder / "sites",
         middleware=middleware,
     )
+    if experiment.attack is not None:
+        engine = Hostile(
+            engine,
+            experiment.attack,
+            experiment.method,
+            seed=experiment.seed,
+            middleware=middleware,
+            events=events,
+        )
     return Federation(
         engine,
         experiment.method,

@@ -15,6 +15,7 @@ from motet.data.partition import Iid, Partition
 from motet.experiment.explain import explain
 from motet.methods.registry import method_class
 from motet.models.registry import ModelSpec
+from motet.protect.attacks import AttackSpec
 
 
 class Spec(BaseModel):
@@ -99,6 +100,7 @@ class Experiment(Spec):
     wire: dict[Kind, Literal["fp16", "int8"]] = Field(
         default_factory=dict, description="kind -> codec of its tensors on the wire"
     )
+    attack: AttackSpec | None = Field(None, description="dishonest sites; null for none")
     engine: EngineSpec = EngineSpec()
 
     @model_validator(mode="before")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -62,6 +62,8 @@ class FedPub(Cohort):
     both penalties have gradients, unlike in the official code (whose behaviour is our default, 0).
     GELU stands before the head instead of ReLU. Adam's weight decay is decoupled.
     """
+
+    setting: ClassVar[str] = "fedpub-communities"
 
     rounds: int = Field(100, ge=1, description="communication rounds")
     cohort: int = Field(20, ge=1, description="sites asked per round; all of them in the paper")

@@ -11,6 +11,7 @@ from motet.claims import base, claim_named, list_claims
 from motet.claims.base import Claim, Expectation, markdown, run_claim
 from motet.core import ConfigError
 from motet.experiment.compare import Arm, Comparison
+from motet.methods.registry import METHODS
 
 ARMS = (Arm("new", {}, "the new one"), Arm("old", {}, "the old one", "baseline"))
 
@@ -107,9 +108,46 @@ def test_every_registered_claim_is_whole() -> None:
         assert len(found.seeds) >= 3
         assert not set(found.seeds) & set(found.calibration)
         for expectation in found.expectations:
-            assert {expectation.arm, expectation.other} <= arms
-            bounds = (expectation.least, expectation.most, expectation.ratio)
-            assert any(bound is not None for bound in bounds)
+            assert expectation.arms <= arms, name
+            names = ("least", "most", "every_least", "every_most", "ratio", "most_ratio")
+            bounds = [getattr(expectation, bound) for bound in names]
+            assert expectation.every or any(bound is not None for bound in bounds), name
+
+
+def test_every_method_but_references_has_a_claim() -> None:
+    """Those of CreamFL's family are arms of its claim, and gossip is of Bristle's."""
+    with_creamfl = {"server-only", "fediot", "fedet", "fedgems"}
+    of_another = {name for name in METHODS if name.startswith("modal-")} | with_creamfl
+    assert set(METHODS) - of_another - {"gossip"} == set(list_claims())
+
+
+@pytest.mark.parametrize(
+    ("bounds", "holds"),
+    [
+        ({"every_least": 1.0}, True),
+        ({"every_least": 1.1}, False),
+        ({"every_most": 3.0}, True),
+        ({"every_most": 2.9}, False),
+        ({"least": 2.0, "most": 2.0}, True),
+        ({"every": True}, True),
+        ({"ratio": 1.5}, True),
+        ({"most_ratio": 1.4}, False),
+    ],
+)
+def test_bounds_on_every_seed_and_on_ratios(bounds: dict[str, float], holds: bool) -> None:
+    values = {"a": [{"m": 5.0}, {"m": 7.0}], "b": [{"m": 4.0}, {"m": 4.0}]}
+    arms = (Arm("a", {}), Arm("b", {}))
+    comparison = Comparison("", "a", (1, 2), arms, values)
+    judged = Expectation("", "a", "b", "m", **bounds).judge(comparison)  # type: ignore[arg-type]
+    assert judged["holds"] is holds
+
+
+def test_an_arms_own_value_is_judged_without_another() -> None:
+    values = {"a": [{"m": 5.0}, {"m": 7.0}]}
+    comparison = Comparison("", "a", (1, 2), (Arm("a", {}),), values)
+    judged = Expectation("", "a", metric="m", every_least=5.0).judge(comparison)
+    assert judged["holds"]
+    assert judged["figure"] == "6.0 (sd 1.4, smallest 5.0)"
 
 
 def test_an_unknown_claim_names_the_known_ones() -> None:

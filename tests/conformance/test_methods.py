@@ -291,6 +291,8 @@ def test_a_site_without_rows_is_named(case: Case) -> None:
         wanted = wanted.model_copy(
             update={"method": wanted.method.model_copy(update={"cohort": 6})}
         )
+    asked = {event["op"] for event in of_kind(plain(case), "replied")} - {"evaluate"}
+    if asked:
         told = rf"site {first.name}, round 0.* {first.name} has no rows to"
         with pytest.raises(SiteError, match=told):
             run(wanted, parties=made)
@@ -308,18 +310,21 @@ def test_rows_that_lack_a_modality_are_no_trouble(name: str) -> None:
     assert of_kind(try_out(case, *settings), "finished")
 
 
+# An order has no size to blow up; a head alone grows too slowly.
+CALM = ("frl", "fedrep")
 TRAINED = [
     (name, party)
     for name, tried in CASES.items()
     for party in ("private", "server", "local")
-    if has(tried, party)
+    if has(tried, party) and name not in CALM
 ]
 
 
 @pytest.mark.parametrize(("name", "party"), TRAINED)
 def test_a_loss_that_blows_up_names_party_and_remedy(name: str, party: str) -> None:
     epochs = getattr(experiment(CASES[name]).method, party).epochs + 2
-    who = "hub" if party == "server" else r"site [a-z]+-\d, round \d, operation \w+: [a-z]+-\d"
+    at_hub = party == "server" or experiment(CASES[name]).method.pools_private_rows
+    who = "hub" if at_hub else r"site [a-z]+-\d, round \d, operation \w+: [a-z]+-\d"
     with pytest.raises(SiteError, match=rf"{who}: the .* (nan|inf|NaN).*lower the learning rate"):
         try_out(CASES[name], f"method.{party}.lr=1.0e+38", f"method.{party}.epochs={epochs}")
 

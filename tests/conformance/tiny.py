@@ -36,8 +36,38 @@ EQUAL = [
     "populations.image.models=[{width: 8, image: {name: hog-mlp, hidden: 8}}]",
     "populations.text.models=[{width: 8, text: {name: hashed-mlp, hidden: 8, bins: 32}}]",
 ]
+
+
+def labelled(image: str) -> list[str]:
+    """Another encoder for hub and sites of the labelled federation."""
+    return [f"server.image={{{image}}}", f"populations.site.models.0.image={{{image}}}"]
+
+
+CNN = labelled("name: cnn, side: 8, channels: 3, maps: [2], kernel: 3, norm: batch")
+VIT = labelled("name: vit, side: 8, channels: 3, grid: 2, depth: 2, heads: 2")
+PEERS = [*labelled("name: random-features, side: 8, channels: 3"), "server=null"]
+GRAPH = [
+    "data={name: communities, test: 60, public: 0, private: 48, "
+    "options: {communities: 3, parts: 2, nodes: 20, classes: 2, words: 8}}",
+    "server={width: 8, graph: {name: gcn, features: 8, hidden: 8}}",
+    "populations.site.modalities=[graph]",
+    "populations.site.partition={name: natural, by: part}",
+    "populations.site.models=[{width: 8, graph: {name: gcn, features: 8, hidden: 8}}]",
+]
 # What a method needs of its recipe beside that: method -> settings.
-NEEDS: dict[str, list[str]] = {"modal-fedavg": EQUAL, "fediot": EQUAL}
+NEEDS: dict[str, list[str]] = {
+    "modal-fedavg": EQUAL,
+    "fediot": EQUAL,
+    "fedbn": CNN,
+    "fedwon": CNN,
+    "fedlgd": [*CNN, "method.painting={first: 2, refresh: 1, match: 1, batch: 4}"],
+    "fedpeft": [*VIT, "method.tuning={prototype: adapter, bottleneck: 2}"],
+    "sfprompt": VIT,
+    "fot": ["method.tasks=2", "data.public=0"],
+    "bristle": PEERS,
+    "gossip": PEERS,
+    "fedpub": GRAPH,
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +82,11 @@ class Case:
 VARIANTS = {
     "creamfl with public rows": Case("creamfl", ("method.public_rows=10",)),
     "creamfl with anchors": Case("creamfl", ("method.anchors=true",)),
+    "frl with liars": Case(
+        "frl", ("attack={name: reversed-ranks, share: 0.34}", "method.cohort=6")
+    ),
+    "fedavg by medians": Case("fedavg", ("method.aggregate={name: median}",)),
+    "fedpeft with lora": Case("fedpeft", ("method.tuning={prototype: lora, rank: 2}",)),
 }
 
 
@@ -64,7 +99,8 @@ def data(count: int = 94) -> Dataset:
     noise = torch.randint(-50, 50, (count, 3, 8, 8), generator=rng)
     image = (patterns[labels] + noise).clamp(0, 255).to(torch.uint8)
     text = tuple(f"{CLASSES[i]} no {row % 9}" for row, i in enumerate(labels.tolist()))
-    return Dataset({"image": image, "text": text}, labels=labels, classes=CLASSES)
+    about = {"task": torch.arange(count) // len(CLASSES) % 2}
+    return Dataset({"image": image, "text": text}, labels=labels, classes=CLASSES, about=about)
 
 
 def small(cls: type[BaseModel]) -> dict[str, Any]:
@@ -141,7 +177,8 @@ def experiment(case: Case, *settings: str) -> Experiment:
 def parties(wanted: Experiment) -> Parties:
     """The parties of a recipe on the made-up data."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("motet.experiment.build.load_data", lambda name, **options: data())
+        if wanted.data.name == "emoji":
+            patch.setattr("motet.experiment.build.load_data", lambda name, **options: data())
         return build_parties(wanted)
 
 

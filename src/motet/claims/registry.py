@@ -8,7 +8,41 @@ from motet.claims.base import Claim
 from motet.core.errors import ConfigError
 
 # name -> module whose CLAIM it is, or "module:NAME".
-CLAIMS = {"creamfl": "motet.claims.creamfl"}
+CLAIMS = {
+    "creamfl": "motet.claims.creamfl",
+    "local-only": "motet.claims.exchange:LOCAL_ONLY",
+    "central": "motet.claims.exchange:CENTRAL",
+    "fedavg": "motet.claims.drift:FEDAVG",
+    "fedsgd": "motet.claims.drift:FEDSGD",
+    "fedprox": "motet.claims.drift:FEDPROX",
+    "scaffold": "motet.claims.drift:SCAFFOLD",
+    "fednova": "motet.claims.drift:FEDNOVA",
+    "feddyn": "motet.claims.drift:FEDDYN",
+    "fedspeed": "motet.claims.drift:FEDSPEED",
+    "fedavgm": "motet.claims.drift:FEDAVGM",
+    "fedadagrad": "motet.claims.drift:FEDADAGRAD",
+    "fedadam": "motet.claims.drift:FEDADAM",
+    "fedyogi": "motet.claims.drift:FEDYOGI",
+    "moon": "motet.claims.exchange:MOON",
+    "fedwon": "motet.claims.fedwon",
+    "fot": "motet.claims.fot",
+    "fedpeft": "motet.claims.fedpeft",
+    "frl": "motet.claims.frl",
+    "fedlgd": "motet.claims.fedlgd",
+    "sfprompt": "motet.claims.sfprompt",
+    "fedbn": "motet.claims.personal:FEDBN",
+    "fedper": "motet.claims.personal:FEDPER",
+    "fedrep": "motet.claims.personal:FEDREP",
+    "ditto": "motet.claims.personal:DITTO",
+    "pfedme": "motet.claims.personal:PFEDME",
+    "per-fedavg": "motet.claims.personal:PER_FEDAVG",
+    "fedcac": "motet.claims.fedcac",
+    "fedpub": "motet.claims.fedpub",
+    "fedproto": "motet.claims.exchange:FEDPROTO",
+    "fedmd": "motet.claims.exchange:FEDMD",
+    "knfu": "motet.claims.knfu",
+    "bristle": "motet.claims.bristle",
+}
 
 
 def list_claims() -> list[str]:

@@ -43,6 +43,9 @@ def classify(model: nn.Module, batch: Batch) -> Tensor:
         raise ConfigError("this method classifies, and the model has no class head: classify: true")
     if batch.labels is None:
         raise DataError("this method classifies, and these rows have no labels")
+    if not bool((batch.labels >= 0).any()):
+        # Nothing to learn from, but still a loss that a step can be taken on.
+        return 0 * logits.sum()
     return F.cross_entropy(logits, batch.labels)
 
 

@@ -105,7 +105,8 @@ class Standing:
 
 def chief(metrics: Mapping[str, Any]) -> list[str]:
     """The metrics to show where there is room for a few."""
-    return [name for name in CHIEF if name in metrics] or list(metrics)[:SHOWN]
+    plain = [name for name in metrics if "@" not in name or name in CHIEF]
+    return [name for name in CHIEF if name in metrics] or plain[:SHOWN]
 
 
 def duration(seconds: float) -> str:

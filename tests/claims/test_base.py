@@ -115,10 +115,10 @@ def test_every_registered_claim_is_whole() -> None:
 
 
 def test_every_method_but_references_has_a_claim() -> None:
-    """Those of CreamFL's family are arms of its claim, and gossip is of Bristle's."""
+    """Some are arms of another's: CreamFL's family, gossip of Bristle, split-tuning of SFPrompt."""
     with_creamfl = {"server-only", "fediot", "fedet", "fedgems"}
     of_another = {name for name in METHODS if name.startswith("modal-")} | with_creamfl
-    assert set(METHODS) - of_another - {"gossip"} == set(list_claims())
+    assert set(METHODS) - of_another - {"gossip", "split-tuning"} == set(list_claims())
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ NEEDS: dict[str, list[str]] = {
     "fedlgd": [*CNN, "method.painting={first: 2, refresh: 1, match: 1, batch: 4}"],
     "fedpeft": [*VIT, "method.tuning={prototype: adapter, bottleneck: 2}"],
     "sfprompt": VIT,
+    "split-tuning": VIT,
     "fot": ["method.tasks=2", "data.public=0"],
     "bristle": PEERS,
     "gossip": PEERS,

@@ -14,7 +14,13 @@ SEEDS = (200, 201, 202)
 SITES = "sites' accuracy"
 GRID = (0.3, 0.1, 0.03, 0.01)
 # Arm -> learning rate, the best of the grid on seed 0 (`motet claim NAME --calibrate`).
-RATES = {"moon": 0.1, "moon-fedavg": 0.1, "moon-fedprox": 0.1}
+RATES = {
+    "moon": 0.1,
+    "moon-mu-1": 0.1,
+    "moon-mu-0": 0.1,
+    "moon-fedavg": 0.1,
+    "moon-fedprox": 0.1,
+}
 
 
 def arm(
@@ -40,11 +46,15 @@ def rates(*names: str) -> dict[str, Sequence[str]]:
 
 def moon_arms() -> Sequence[Arm]:
     """Moon, Moon without its contrast, FedAvg and FedProx."""
-    own = [f"method.local.lr={RATES['moon']}"]
+
+    def moon(name: str, title: str, group: Group, mu: float) -> Arm:
+        rate = f"method.local.lr={RATES[name]}"
+        return arm(name, "moon-fashion", title, group, rate, f"method.mu={mu}")
+
     return [
-        arm("moon", "moon-fashion", "Moon", "method", *own),
-        arm("moon-mu-1", "moon-fashion", "Moon, mu 1", "option", *own, "method.mu=1"),
-        arm("moon-mu-0", "moon-fashion", "Moon without contrast", "ablation", *own, "method.mu=0"),
+        moon("moon", "Moon, mu 5", "method", 5),
+        moon("moon-mu-1", "Moon, mu 1", "option", 1),
+        moon("moon-mu-0", "Moon without contrast", "ablation", 0),
         arm(
             "moon-fedavg",
             "moon-fashion",
@@ -79,7 +89,7 @@ MOON = Claim(
     ),
     seeds=SEEDS,
     calibration=(0,),
-    rates=rates("moon", "moon-fedavg", "moon-fedprox"),
+    rates=rates(*RATES),
 )
 
 

@@ -44,6 +44,7 @@ METHODS = {
     "fedpeft": "motet.methods.fedpeft:FedPEFT",
     "frl": "motet.methods.frl:FRL",
     "fedlgd": "motet.methods.fedlgd:FedLGD",
+    "split-tuning": "motet.methods.split_tuning:SplitTuning",
     "sfprompt": "motet.methods.sfprompt:SFPrompt",
     "fedbn": "motet.methods.fedbn:FedBN",
     "fedper": "motet.methods.fedper:FedPer",

@@ -8,12 +8,14 @@ JOBS ?= 2
 TORCH ?= 2.13.0
 FOR_TESTS := [dev,graph,hf,peft,pretrained,text,vision]
 FOR_DOCS := [docs]
+FOR_CLAIMS := [graph,peft,vision]
 EVERYTHING := [dev,docs,text,pretrained,hf,vision,graph,peft,flower,nvflare,console]
 VENV := .venv
 BIN := $(VENV)/bin
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 DOCS := $(VENV)/docs.stamp
+CLAIMS := $(VENV)/claims.stamp
 RECIPE := pyproject.toml constraints.txt
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -qq
 
@@ -42,8 +44,8 @@ format: $(DEV) ## mend what lint would say about style and format
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-claims: $(BASE) ## check the claim of every method; CLAIM=name for one
-	@$(BIN)/motet claim $(CLAIM)
+claims: $(CLAIMS) ## check the claim of every method and write docs/claims; CLAIM=name for one
+	@$(BIN)/motet $(if $(CLAIM),claim $(CLAIM) --write docs/claims,claims --write docs)
 
 report: $(BASE) ## the report of the newest run; RUN=folder for another
 	@$(BIN)/motet report $(RUN)
@@ -69,6 +71,10 @@ $(BASE): $(RECIPE) | $(BIN)/python
 
 $(DEV): $(RECIPE) | $(BIN)/python
 	@$(call install,Motet with its test tools and extras,$(FOR_TESTS))
+	@touch $(BASE) $@
+
+$(CLAIMS): $(RECIPE) | $(BIN)/python
+	@$(call install,Motet with what the claims need,$(FOR_CLAIMS))
 	@touch $(BASE) $@
 
 $(DOCS): $(RECIPE) | $(BIN)/python

@@ -39,9 +39,7 @@ def arm(
     return Arm(name, with_settings(values, settings), title, group)
 
 
-def rates(*names: str) -> dict[str, Sequence[str]]:
-    """The grid of learning rates for these arms."""
-    return {name: [f"method.local.lr={lr}" for lr in GRID] for name in names}
+LOWER = [f"method.local.lr={lr}" for lr in GRID[1:]]
 
 
 def moon_arms() -> Sequence[Arm]:
@@ -89,7 +87,15 @@ MOON = Claim(
     ),
     seeds=SEEDS,
     calibration=(0,),
-    rates=rates(*RATES),
+    # At 0.3 this network leaves the finite numbers, with FedProx as with Moon.
+    rates=dict.fromkeys(RATES, LOWER),
+    notes="""
+What does not hold at this scale: nothing of it. The contrast lowers the hub's model, the more the
+larger its weight, and the projection head alone is 3 points behind FedAvg. The paper's networks
+are ResNets that train for a hundred rounds of ten epochs; here a network of two convolutions sees
+25 rounds of 20 steps, in which the contrast holds every site near a hub that has learned little.
+The contrast itself, whose gradients it lets through and which models it compares are exact tests.
+""",
 )
 
 
@@ -141,7 +147,13 @@ FEDPROTO = Claim(
     ),
     seeds=SEEDS,
     calibration=(0,),
-    rates={name: [f"method.local.lr={lr}" for lr in GRID] for name in ("fedproto",)},
+    rates=dict.fromkeys(("fedproto", "fedproto-local"), LOWER),
+    notes="""
+What does not hold at this scale: prototypes lift the sites' own heads by less than the point that
+was asked for, though in every seed. What they do plainly is to give models that share no weights
+one space of features: the nearest global prototype classifies as well as the head nearly, and is
+of little use to models that were trained without them.
+""",
 )
 
 

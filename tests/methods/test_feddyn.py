@@ -17,7 +17,8 @@ from motet.methods.feddyn import constant_drift
 
 
 def feddyn(rounds: int = 5, cohort: int = 2, **more: Any) -> dict[str, Any]:
-    local = {**WHOLE, "steps": 3, **more.pop("local", {})}
+    plain = {"weight_decay": 0.0, "clip": None}
+    local = {**WHOLE, **plain, "steps": 3, **more.pop("local", {})}
     return {"name": "feddyn", "rounds": rounds, "cohort": cohort, "local": local, **more}
 
 

@@ -20,7 +20,7 @@ SKEW = "populations.site.partition={name: dirichlet, alpha: 0.2, min_rows: 4}"
 
 
 def method(**more: Any) -> dict[str, Any]:
-    return {"name": "knfu", "rounds": 2, "local": {"lr": 0.1, "batch": 8}, **more}
+    return {"name": "knfu", "rounds": 2, "local": {"lr": 0.1, "batch": 8, "epochs": 1}, **more}
 
 
 def some(sites: int = 4, rows: int = 6, classes: int = 3, seed: int = 0) -> torch.Tensor:
@@ -81,7 +81,11 @@ def test_beta_0_is_the_uniform_teacher_bit_for_bit(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_fine_tuning_it_is_local_training() -> None:
-    alone = go({"name": "local-only", "rounds": 2, "local": {"lr": 0.1, "batch": 8}}, ALL, SKEW)
+    alone = go(
+        {"name": "local-only", "rounds": 2, "local": {"lr": 0.1, "batch": 8, "epochs": 1}},
+        ALL,
+        SKEW,
+    )
     assert metrics(go(method(distil_epochs=0), ALL, SKEW)) == metrics(alone)
     taught = go(method(distil_epochs=20), ALL, SKEW)
     assert metrics(taught) != metrics(alone)

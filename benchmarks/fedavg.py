@@ -4,7 +4,8 @@
 
 A small CNN (two convolutions of 5 x 5, batch 32) on made-up pictures of 28 x 28, ten sites, one
 epoch each. The plain loop loads the weights, takes the steps and averages, on tensors that are
-ready; nothing is reported in either. A round of ours and one of theirs take turns in one process.
+ready, and adds to every gradient as many terms as the method does; nothing is reported in either.
+A round of ours and one of theirs take turns in one process.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "fedavg": {"local": LOCAL},
     "fedprox": {"local": LOCAL, "mu": 0.1},
     "scaffold": {"local": LOCAL},
-    "feddyn": {"local": {**LOCAL, "weight_decay": 0.0}},
+    "feddyn": {"local": {**LOCAL, "weight_decay": 0.0, "clip": None}},
     "fedadam": {"local": LOCAL},
 }
 
@@ -54,7 +55,7 @@ def main(rounds: int) -> None:
 def measure(method: dict[str, Any]) -> tuple[list[float], list[float]]:
     """Seconds of each round but the first: the method's, and the plain loop's just after it."""
     fed, parties = federation(method)
-    plain = PlainLoop(parties)
+    plain = PlainLoop(parties, method["name"])
     ours: list[float] = []
     theirs: list[float] = []
     started = time.perf_counter()
@@ -75,10 +76,16 @@ def measure(method: dict[str, Any]) -> tuple[list[float], list[float]]:
 class PlainLoop:
     """What a PyTorch user would write: load the weights, take the steps, average."""
 
-    def __init__(self, parties: Parties) -> None:
+    def __init__(self, parties: Parties, method: str) -> None:
         assert parties.build_server is not None
         self.model: Any = parties.build_server()
         self.weights = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.proximal = method == "fedprox"
+        drifts = method in ("scaffold", "feddyn")
+        parameters = list(self.model.parameters())
+        self.drift = [torch.zeros_like(value) for value in parameters] if drifts else []
+        # FedDyn's drift holds alpha * x as well, which is a weight decay.
+        self.decay = 0.1 if method == "feddyn" else 0.0
         ready: list[Any] = [self.model.prepare(site.data) for site in parties.sites]
         self.sites = [(data.columns["image"], data.labels) for data in ready]
 
@@ -91,11 +98,18 @@ class PlainLoop:
         for pictures, labels in self.sites:
             model.load_state_dict(self.weights)
             model.train()
-            optimizer = torch.optim.SGD(model.parameters(), lr=LOCAL["lr"])
+            parameters = list(model.parameters())
+            start = [value.detach().clone() for value in parameters]
+            optimizer = torch.optim.SGD(parameters, lr=LOCAL["lr"], weight_decay=self.decay)
             for rows in torch.randperm(len(labels)).split(int(LOCAL["batch"])):
                 optimizer.zero_grad()
                 logits = head(F.gelu(encoder(pictures[rows])))
                 F.cross_entropy(logits, labels[rows]).backward()
+                if self.proximal:
+                    for value, old in zip(parameters, start, strict=True):
+                        value.grad.add_(value.detach() - old, alpha=0.1)
+                for value, term in zip(parameters, self.drift, strict=False):
+                    value.grad.add_(term)
                 optimizer.step()
             for key, value in model.state_dict().items():
                 mean[key] += value * (len(labels) / total)

@@ -22,13 +22,14 @@ from tests.conformance.tiny import (
     ROUNDS,
     VARIANTS,
     Case,
+    coded,
     experiment,
     paired,
     parties,
     try_out,
 )
 
-from motet.core import ConfigError, Request, SiteError, wire
+from motet.core import ConfigError, Kind, Request, SiteError, wire
 from motet.core.events import Event
 from motet.core.messages import Reply
 from motet.core.method import Operation
@@ -41,9 +42,16 @@ PAIRED = [name for name, tried in CASES.items() if paired(tried)]
 ENGINES = {
     "serial": [],
     "strict": ["engine.strict=true"],
-    "int8": ["engine.strict=true", "wire={representations: int8, weights: int8}"],
-    "fp16": ["wire={representations: fp16, weights: fp16}"],
+    "int8": ["engine.strict=true"],
+    "fp16": [],
 }
+
+
+def on(case: Case, engine: str) -> list[str]:
+    """The settings of an engine, with its codec for what this method sends."""
+    if engine not in ("int8", "fp16"):
+        return ENGINES[engine]
+    return [*ENGINES[engine], coded(case.name, representations=engine, weights=engine)]
 
 
 @pytest.fixture(params=CASES)
@@ -77,7 +85,7 @@ def of_kind(result: Result, kind: str) -> list[Event]:
 @pytest.mark.usefixtures("rng_untouched")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_it_runs_and_reports(case: Case, engine: str) -> None:
-    result = try_out(case, *ENGINES[engine])
+    result = try_out(case, *on(case, engine))
     assert of_kind(result, "failed") == []
     assert [event["round"] for event in of_kind(result, "round")] == list(range(ROUNDS))
     assert of_kind(result, "finished")
@@ -92,7 +100,7 @@ def test_it_runs_and_reports(case: Case, engine: str) -> None:
 
 
 def test_frames_change_nothing(case: Case) -> None:
-    strict = try_out(case, *ENGINES["strict"])
+    strict = try_out(case, *on(case, "strict"))
     assert told(strict) == told(plain(case))
     assert strict.hash == plain(case).hash
 
@@ -127,7 +135,7 @@ def test_the_order_of_the_sites_changes_nothing(
 @pytest.mark.parametrize("engine", ["serial", "int8"])
 def test_it_sends_only_what_it_declares(case: Case, engine: str) -> None:
     operations: dict[str, Operation] = experiment(case).method.operations()
-    for event in of_kind(try_out(case, *ENGINES[engine]), "replied"):
+    for event in of_kind(try_out(case, *on(case, engine)), "replied"):
         operation = operations[event["op"]]
         assert set(event["up"]) <= {"frame", *map(str, operation.sends.values())}, event
         assert set(event["down"]) <= {"frame", *map(str, operation.takes.values())}, event
@@ -153,11 +161,56 @@ def test_bytes_are_those_of_real_frames(
     case: Case, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("motet.experiment.runner.Serial", Weighing)
-    result = try_out(case, *ENGINES[engine])
+    result = try_out(case, *on(case, engine))
     for event in of_kind(result, "replied"):
         for way in ("down", "up"):
             parts = sum(count for kind, count in event[way].items() if kind != "frame")
             assert parts < event[way]["frame"]
+
+
+def kinds_of(case: Case) -> list[str]:
+    """What the method sends up, but for metrics."""
+    operations = experiment(case).method.operations().values()
+    kinds = {kind for operation in operations for kind in operation.sends.values()}
+    return sorted(str(kind) for kind in kinds - {Kind.METRIC})
+
+
+def protections(case: Case) -> dict[str, list[str]]:
+    """Name -> settings of what protects the kinds that this method sends."""
+    listed = ", ".join(kinds_of(case))
+    noise = f"kinds: [{listed}], clip: 1.0, noise: 0.01"
+    return {
+        "robust": [f"protect.robust={{name: median, kinds: [{listed}]}}"],
+        "secure sum": [f"protect.secure_sum={{kinds: [{listed}], dropouts: 1, weights: uniform}}"],
+        "central": [f"protect.privacy={{mode: central, {noise}}}"],
+        "local": [f"protect.privacy={{mode: local, {noise}}}"],
+        "rows": ["protect.privacy={mode: rows, clip: 1.0, noise: 0.01}"],
+        "qsgd": ["protect.compress={" + ", ".join(f"{k}: qsgd" for k in kinds_of(case)) + "}"],
+        "poisoned": ["attack={name: sign-flip, share: 0.34, factor: 1}"],
+    }
+
+
+def tried(case: Case, name: str) -> tuple[Result | None, str]:
+    """A run under this protection, or why there is none."""
+    try:
+        return try_out(case, *protections(case)[name]), ""
+    except (ConfigError, SiteError) as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize(
+    "name", ["robust", "secure sum", "central", "local", "rows", "qsgd", "poisoned"]
+)
+def test_protection_works_or_is_refused_with_a_reason(case: Case, name: str) -> None:
+    """Whatever a recipe asks for, a method runs under it or says in a sentence why not."""
+    result, refusal = tried(case, name)
+    if result is None:
+        # A site that refuses what would leave it unprotected stops the run, with its reason.
+        reasons = ("protect", "leave", "choose another", "a sum needs", "write")
+        assert any(word in refusal for word in reasons), refusal
+        return
+    assert of_kind(result, "finished")
+    assert [event["error"] for event in of_kind(result, "failed")] == []
 
 
 @pytest.mark.parametrize(("engine", "share"), [("fp16", 0.5), ("int8", 0.375)])
@@ -168,7 +221,7 @@ def test_codecs_save_what_they_promise(case: Case, engine: str, share: float) ->
         events = of_kind(result, "replied")
         return sum(event["up"].get("representations", 0) for event in events)
 
-    packed = try_out(case, *ENGINES[engine])
+    packed = try_out(case, *on(case, engine))
     assert volume(packed) == share * volume(plain(case))
 
 

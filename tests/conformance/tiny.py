@@ -86,7 +86,7 @@ VARIANTS = {
     "frl with liars": Case(
         "frl", ("attack={name: reversed-ranks, share: 0.34}", "method.cohort=6")
     ),
-    "fedavg by medians": Case("fedavg", ("method.aggregate={name: median}",)),
+    "fedavg by medians": Case("fedavg", ("protect.robust={name: median}",)),
     "fedpeft with lora": Case("fedpeft", ("method.tuning={prototype: lora, rank: 2}",)),
 }
 
@@ -167,6 +167,17 @@ def recipe_of_pairs(method: str) -> dict[str, Any]:
             ),
         ],
     }
+
+
+def coded(name: str, **codecs: str) -> str:
+    """A setting that packs, of these kinds, those that this method sends or takes."""
+    kinds = {
+        kind
+        for operation in method_class(name).operations().values()
+        for kind in (*operation.sends.values(), *operation.takes.values())
+    }
+    packed = [f"{kind}: {codec}" for kind, codec in codecs.items() if kind in kinds]
+    return "protect.compress={" + ", ".join(packed) + "}"
 
 
 def experiment(case: Case, *settings: str) -> Experiment:

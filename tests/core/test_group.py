@@ -56,7 +56,7 @@ def test_groups_are_sorted_and_known() -> None:
     assert len(fed.at([])) == 0
     with pytest.raises(ConfigError, match="there is no site 'zoe'; there are"):
         fed.at(["ada", "zoe"])
-    assert fed.at(["ben"]).traits == {"ben": Traits(("x",), 7)}
+    assert fed.at(["ben"]).traits == {"ben": Traits(("x",), 7, public=fed.row_order)}
 
 
 def test_groups_are_chosen_by_modality() -> None:
@@ -247,7 +247,7 @@ class Slow(Wrapper):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr("motet.core.group.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("motet.core.exchange.time.monotonic", lambda: now[0])
     return now
 
 
@@ -294,4 +294,6 @@ class Fussy:
 def test_a_reply_that_cannot_be_read_counts_as_failed() -> None:
     fed = federation(METHOD, middleware=[Fussy()])
     replies = fed.all.ask(METHOD.answer, quorum=4)
-    assert replies.failed == {"cleo": "w is not a tensor that was packed"}
+    assert replies.failed == {
+        "cleo": "site cleo: its reply is refused: w is not a tensor that was packed"
+    }

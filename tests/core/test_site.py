@@ -27,9 +27,11 @@ from motet.core import (
     at_site,
     wire,
 )
+from motet.core.guard import Protection
 from motet.core.middleware import Middleware
-from motet.core.site import MAX_LOOSE_NUMBERS, Door
+from motet.core.site import Door
 from motet.core.store import Shelf
+from motet.core.validate import MAX_LOOSE_NUMBERS
 
 
 class Errand(Method):
@@ -86,7 +88,7 @@ def door(
     spec = SiteSpec(name, rows(name), rows("test"), partial(toy, name))
     site = Site(spec, seed=0, public=None, evaluate=score)
     shelf = None if folder is None else Shelf(folder)
-    return Door(site, Errand(), shelf=shelf, middleware=middleware)
+    return Door(site, Errand(), shelf=shelf, protection=Protection(middleware))
 
 
 def ask(at: Door, op: str, tag: str = "0.3.1", **payload: Any) -> Tree:
@@ -193,7 +195,7 @@ def test_a_reply_that_cannot_leave_has_no_effect_either(step: str) -> None:
     at = door(middleware=[Choosy(step)])
     with pytest.raises(SiteError, match=r"site ada, round 3, operation learn: (values|not what)"):
         ask(at, "learn", fail="")
-    assert at._kept == {"state": {}, "learner": {}}
+    assert at._kept == {"state": {}, "learner": {}, "guards": {}}
 
 
 def test_a_bug_is_told_with_place_and_shapes() -> None:

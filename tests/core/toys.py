@@ -31,6 +31,7 @@ from motet.core import (
     load,
     weights_of,
 )
+from motet.core.guard import Protection
 from motet.core.middleware import Middleware
 from motet.core.rng import generator, seeded
 from motet.core.store import HubStore
@@ -110,7 +111,7 @@ def federation(
         evaluate=score,
         strict=strict,
         folder=None if folder is None else folder / "sites",
-        middleware=middleware,
+        protection=Protection(middleware),
     )
     if folder is not None:
         folder.mkdir(exist_ok=True)
@@ -127,7 +128,7 @@ def federation(
         evaluate=score,
         store=None if folder is None else HubStore(folder),
         events=events,
-        middleware=middleware,
+        protection=Protection(middleware),
     )
 
 
@@ -242,7 +243,7 @@ class Phases(Method):
     def recall(self, site: Site) -> Tree:
         return {"visits": site.state["visits"] + float(site.state["mark"].sum())}
 
-    @at_site(sends={"weights": Kind.WEIGHTS}, keeps="model")
+    @at_site(takes={"weights": Kind.WEIGHTS}, keeps="model")
     def adopt(self, site: Site, weights: Tree) -> Tree:
         half = {"layer.bias": weights["layer.bias"], "layer.weight": weights["layer.weight"] / 2}
         load(site.model, {**weights, **half})

@@ -51,7 +51,7 @@ def test_a_field_like_no_other_is_answered_with_all() -> None:
         ("engine.strict=maybe", "engine.strict = 'maybe': write true or false"),
         ("title=[a]", "title = ['a']: write a text"),
         ("populations=3", "populations = 3: write a list such as [a, b]"),
-        ("wire=3", "wire = 3: write a mapping such as {key: value}"),
+        ("protect.compress=3", "protect.compress = 3: write a mapping such as {key: value}"),
         (
             "method.server.loss=soft",
             "method.server.loss = 'soft': write a mapping of fields (name, tau)",
@@ -84,10 +84,14 @@ def test_a_value_out_of_bounds_is_answered_with_the_bound(setting: str, told: st
     [
         ("method.aggregation=foo", "method.aggregation = 'foo': write one of gca, mean, size"),
         (
-            "wire.logits=fp17",
-            "wire.logits = 'fp17': write one of fp16, int8; did you mean 'fp16'?",
+            "protect.compress.logits=fp17",
+            "protect.compress.logits.name = 'fp17': write one of fp16, int8, qsgd, top-k, "
+            "random-k; did you mean 'fp16'?",
         ),
-        ("wire.logit=fp16", "wire.logit: there is no 'logit'; write one of weights, control"),
+        (
+            "protect.compress.logit=fp16",
+            "protect.compress.logit: there is no 'logit'; write one of weights, control",
+        ),
         (
             "populations.0.partition.name=dirichlett",
             "populations.0.partition.name = 'dirichlett': write one of iid, by_size, dirichlet",

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.conformance.tiny import VARIANTS, Case, try_out
+from tests.conformance.tiny import VARIANTS, Case, coded, try_out
 
 from motet.experiment.runner import Result
 from motet.methods.registry import METHODS
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CASES = {**{name: Case(name) for name in METHODS}, **VARIANTS}
-CODEC = ["wire={representations: int8, weights: fp16}"]
 
 
 def record(case: Case) -> dict[str, Any]:
@@ -22,7 +21,7 @@ def record(case: Case) -> dict[str, Any]:
     result = try_out(case)
     return {
         "bytes": volume(result),
-        "packed": volume(try_out(case, *CODEC)),
+        "packed": volume(try_out(case, coded(case.name, representations="int8", weights="fp16"))),
         "embeddings": embeddings(result),
         "metrics": metrics(result),
     }

@@ -211,7 +211,7 @@ def test_layers_that_are_not_finite_change_nothing(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("motet.methods.output_peers.noise", broken)
     for name in ("bristle", "gossip"):
-        fed = hub(LIARS, name=name, noisy="liar")
+        fed = hub(LIARS, name=name, noisy="liar", quorum=0.5)
         fed.start()
         for site in sites(fed).values():
             assert bool(output_layer(site.model).isfinite().all())

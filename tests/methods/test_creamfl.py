@@ -298,7 +298,7 @@ def test_a_public_set_of_one_row_is_refused_before_the_first_round(go: Any) -> N
 
 @pytest.mark.parametrize("codec", ["fp16", "int8"])
 def test_codecs_shrink_what_travels_and_hardly_change_the_result(go: Any, codec: str) -> None:
-    plain, packed = go(), go(f"wire.representations={codec}")
+    plain, packed = go(), go(f"protect.compress.representations={codec}")
     before = next(replied(plain))["up"]["frame"]
     after = next(replied(packed))["up"]["frame"]
     assert after < before

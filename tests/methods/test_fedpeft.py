@@ -225,9 +225,10 @@ def test_without_the_package_lora_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_run_that_stopped_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
-    private = method("lora", rounds=4, cohort=2, dp={"clip": 0.5, "noise": 0.1})
-    whole = go(private, *settings())
-    wanted = recipe(private, *settings())
+    private = method("lora", rounds=4, cohort=2)
+    noise = "protect.privacy={clip: 0.5, noise: 0.1}"
+    whole = go(private, *settings(), noise)
+    wanted = recipe(private, *settings(), noise)
 
     def stop(event: dict[str, Any]) -> None:
         if event["event"] == "round" and event["round"] == 2:
@@ -299,7 +300,7 @@ def test_the_fedavg_family_trains_any_part_and_leaves_the_rest(
 
 
 def test_a_robust_rule_takes_the_place_of_the_mean() -> None:
-    median = hub("head", "method.aggregate.name=median", rounds=1)
+    median = hub("head", "protect.robust={name: median}", rounds=1)
     start = weights_of(median.model)
     median.start()
     plain = hub("head", rounds=1)
@@ -311,16 +312,10 @@ def test_a_robust_rule_takes_the_place_of_the_mean() -> None:
         torch.testing.assert_close(value, sent.median(dim=0).values)
 
 
-def test_noise_on_another_rule_than_the_mean_is_refused() -> None:
-    private = {"dp": {"clip": 1.0, "noise": 0.5}}
-    with pytest.raises(ConfigError, match="aggregate.name: mean"):
-        tuned("head", "method.aggregate.name=median", **private)
-
-
 def test_a_private_round_is_the_clipped_mean_with_equal_weights() -> None:
     local = {**LOCAL, "lr": 0.5}
     uneven = "populations.0.partition={name: by_size, law: square}"
-    private = hub("head", uneven, dp={"clip": 0.05, "noise": 0.0}, rounds=1, local=local)
+    private = hub("head", uneven, "protect.privacy={clip: 0.05, noise: 0.0}", rounds=1, local=local)
     start = weights_of(private.model)
     private.start()
     open_ = hub("head", uneven, rounds=1, local=local)
@@ -335,23 +330,14 @@ def test_a_private_round_is_the_clipped_mean_with_equal_weights() -> None:
 
 
 def test_noise_differs_from_round_to_round_and_is_repeatable() -> None:
-    private = {"dp": {"clip": 1.0, "noise": 1.0}, "local": {**LOCAL, "epochs": 0}}
-    one, two = (tuned("head", rounds=rounds, **private) for rounds in (1, 2))
+    noise, local = "protect.privacy={clip: 1.0, noise: 1.0}", {**LOCAL, "epochs": 0}
+    one, two = (tuned("head", noise, rounds=rounds, local=local) for rounds in (1, 2))
     fresh = parties(recipe(method("head"), *settings())).build_server().state_dict()
     first = one.model.state_dict()["head.weight"] - fresh["head.weight"]
     second = two.model.state_dict()["head.weight"] - one.model.state_dict()["head.weight"]
     assert float(first.std()) == pytest.approx(1 / 3, rel=0.4)
     assert not torch.allclose(first, second, atol=0.05)
-    assert tuned("head", rounds=2, **private).hash == two.hash
-
-
-def test_private_batch_norm_is_refused() -> None:
-    image = {"name": "cnn", "maps": [4], "kernel": 3, "norm": "batch", "side": 8}
-    chosen = [setting.format(v=image) for setting in SMALL]
-    private = {"dp": {"clip": 1.0, "noise": 0.5}}
-    with pytest.raises(ConfigError, match="norm: group"):
-        go(method("full", **private), *chosen)
-    go(method("bias", **private), *chosen)
+    assert tuned("head", noise, rounds=2, local=local).hash == two.hash
 
 
 def test_sizes_tell_the_part_that_travels_from_the_one_that_is_handed_out() -> None:

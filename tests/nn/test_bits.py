@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from motet.core import WireError, wire
-from motet.nn.bits import pack_bits, pack_order, unpack_bits, unpack_order, width_for
+from motet.nn.bits import (
+    pack_bits,
+    pack_order,
+    pack_set,
+    unpack_bits,
+    unpack_order,
+    unpack_set,
+    width_for,
+)
 
 
 @pytest.mark.parametrize(
@@ -97,3 +105,52 @@ def changed(**fields: Any) -> dict[str, Any]:
 def test_what_is_no_order_is_refused(packed: Any, reason: str) -> None:
     with pytest.raises(WireError, match=reason):
         unpack_order(packed, 3)
+
+
+def test_an_order_that_claims_a_huge_number_of_things_takes_no_memory() -> None:
+    packed = {"bits": pack_bits(torch.tensor([7, 2**31]), 32), "count": 2, "of": 2**32}
+    assert unpack_order(packed).tolist() == [7, 2**31]
+    packed["bits"] = pack_bits(torch.tensor([7, 7]), 32)
+    with pytest.raises(WireError, match="twice"):
+        unpack_order(packed)
+    packed = {"bits": pack_bits(torch.tensor([7, 30]), 5), "count": 2, "of": 29}
+    with pytest.raises(WireError, match="that there is not"):
+        unpack_order(packed)
+
+
+@given(st.integers(0, 70), st.data())
+def test_a_set_comes_back_in_the_smaller_way(of: int, data: st.DataObject) -> None:
+    found = data.draw(st.sets(st.integers(0, of - 1), max_size=of) if of else st.just(set()))
+    members = torch.tensor(sorted(found), dtype=torch.int64)
+    packed = wire.decode(wire.encode(pack_set(members, of)))
+    assert torch.equal(unpack_set(packed, of, len(members)), members)
+    bits = len(members) * width_for(of)
+    assert list(packed) == ["indices" if bits < of else "bitmap"]
+    assert len(next(iter(packed.values()))) == -(-min(bits, of) // 8)
+
+
+def rising(*members: int) -> dict[str, torch.Tensor]:
+    return {"indices": pack_bits(torch.tensor(members), 4)}
+
+
+@pytest.mark.parametrize(
+    ("packed", "reason"),
+    [
+        (rising(1, 1, 9), "do not rise"),
+        (rising(3, 1, 9), "do not rise"),
+        (rising(1, 3, 10), "all below 10"),
+        (rising(1, 3), "3 numbers of 4 bits"),
+        (rising(1, 3, 4, 5, 6), "3 numbers of 4 bits"),
+        ({"bitmap": pack_bits(torch.tensor([1, 1, 0, 0, 0, 0, 0, 0, 0, 0]), 1)}, "names 2 things"),
+        ({"bitmap": pack_bits(torch.ones(11, dtype=torch.int64), 1)}, "not 0"),
+        ({"bitmap": torch.ones(10)}, "10 numbers of 1 bits"),
+        ({"bitmap": torch.ones(2, dtype=torch.uint8), "indices": None}, "neither"),
+        ({**rising(1, 3, 5), "more": 1}, "neither"),
+        ({"bitmap": 3}, "neither"),
+        (torch.arange(3), "neither"),
+        (None, "neither"),
+    ],
+)
+def test_what_is_no_set_is_refused(packed: Any, reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        unpack_set(packed, 10, 3)

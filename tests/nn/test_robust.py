@@ -12,8 +12,11 @@ from torch import Tensor
 
 from motet.core import ConfigError
 from motet.nn.robust import (
+    bulyan,
     elected,
     flat,
+    iterative_krum,
+    iterative_multi_krum,
     krum,
     krum_scores,
     median,
@@ -28,6 +31,9 @@ RULES: dict[str, Callable[[Tensor], Tensor]] = {
     "median": median,
     "krum": partial(krum, byzantine=2),
     "multi-krum": partial(multi_krum, byzantine=2, chosen=3),
+    "iterative": partial(iterative_multi_krum, byzantine=2),
+    "iterative-itself": partial(iterative_multi_krum, byzantine=2, counts_itself=True),
+    "bulyan": partial(bulyan, byzantine=1),
 }
 EXAMPLE = torch.tensor([[0.0], [0.1], [0.2], [0.3], [10.0]])
 
@@ -95,7 +101,8 @@ def test_dishonest_updates_cannot_leave_the_honest_range(
     rule: Callable[[Tensor], Tensor], bad: float
 ) -> None:
     honest = updates(6)
-    found = rule(torch.cat([torch.full((2, 5), bad, dtype=torch.float64), honest]))
+    liars = 1 if rule is RULES["bulyan"] else 2
+    found = rule(torch.cat([torch.full((liars, 5), bad, dtype=torch.float64), honest]))
     assert bool((found >= honest.min(dim=0).values).all())
     assert bool((found <= honest.max(dim=0).values).all())
 
@@ -113,11 +120,80 @@ def test_large_common_parts_do_not_hide_who_is_near_whom() -> None:
         (lambda: median(updates(0)), "at least 1"),
         (lambda: krum(updates(6), 2), "at least 7 updates, and there are 6"),
         (lambda: multi_krum(updates(7), 2, 8), "8 of 7"),
+        (lambda: iterative_multi_krum(updates(6), 2), "at least 7 updates, and there are 6"),
+        (lambda: bulyan(updates(10), 2), "Bulyan .* at least 11 updates, and there are 10"),
     ],
 )
 def test_too_few_updates_are_refused(call: Callable[[], Tensor], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         call()
+
+
+def test_iterative_krum_scores_what_is_left_anew() -> None:
+    x = torch.tensor([[0.0], [1.0], [3.0], [6.0], [10.0], [15.0], [90.0]])
+    assert [round(score) for score in krum_scores(x, 1).tolist()[:6]] == [
+        146,
+        111,
+        71,
+        86,
+        171,
+        446,
+    ]
+    # Without 3, of three neighbours: 0 has 137, 1 has 107, 6 has 16 + 25 + 36.
+    # Without 6 too, of two: 0 has 101, 1 has 1 + 81, 10 has 25 + 81.
+    assert iterative_krum(x, 1) == [2, 3, 1]
+    assert iterative_multi_krum(x, 1).item() == pytest.approx(10 / 3)
+    # With itself among its neighbours, the nearest 3, 2 and 1 others count: 1 has 1 + 25 after 3.
+    # Then 6 and 10 are each other's nearest, and 10 is nearer to all that are left.
+    assert iterative_krum(x, 1, counts_itself=True) == [2, 1, 4]
+
+
+@pytest.mark.parametrize("itself", [False, True])
+def test_iterative_krum_is_what_its_definition_says(itself: bool) -> None:
+    differ = 0
+    for seed in range(5):
+        x = torch.randn((11, 3), generator=torch.Generator().manual_seed(seed))
+        left, wanted = list(range(11)), []
+        while len(left) > 6:
+            keep = len(left) - 4 - itself
+            best = min(
+                left,
+                key=lambda i: sum(
+                    sorted(float((x[i] - x[j]).double().square().sum()) for j in left if j != i)[
+                        :keep
+                    ]
+                ),
+            )
+            left.remove(best)
+            wanted.append(best)
+        assert iterative_krum(x, 2, counts_itself=itself) == wanted
+        once = krum_scores(x, 2).argsort(stable=True)[:5].tolist()
+        differ += set(once) != set(wanted)
+    assert differ
+
+
+@pytest.mark.parametrize(("count", "byzantine"), [(11, 2), (7, 1), (8, 1)])
+def test_bulyan_is_what_its_definition_says(count: int, byzantine: int) -> None:
+    x = updates(count, 6)
+    left, chosen = list(range(count)), []
+    for _ in range(count - 2 * byzantine):
+        keep = max(len(left) - byzantine - 2, 1)
+        scores = []
+        for i in left:
+            near = sorted(float((x[i] - x[j]).square().sum()) for j in left if j != i)
+            scores.append((round(sum(near[:keep]), 9), sum(near)))
+        chosen.append(left.pop(scores.index(min(scores))))
+    picked = x[chosen]
+    kept = count - 4 * byzantine
+    for column, value in zip(picked.T, bulyan(x, byzantine), strict=True):
+        ordered = sorted(column.tolist())
+        middle = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        nearest = sorted(ordered, key=lambda item: abs(item - middle))[:kept]
+        assert float(value) == pytest.approx(sum(nearest) / kept)
+
+
+def test_bulyan_without_dishonest_sites_is_the_mean() -> None:
+    torch.testing.assert_close(bulyan(updates(3), 0), updates(3).mean(dim=0))
 
 
 def test_ranks_are_the_argsort_of_the_argsort() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.core.toys import NAMES, Averaging, federation, specs
-from torch import Tensor
 
 from motet.core import (
     ConfigError,
@@ -21,23 +21,25 @@ from motet.core import (
     Site,
     Traits,
     Tree,
-    WireError,
     at_site,
     wire,
 )
+from motet.core.guard import Protection
 from motet.core.middleware import Middleware
 from motet.engines.serial import Serial
 from motet.nn.bits import pack_order, unpack_order
-from motet.nn.robust import elected, ranks_of, trimmed_mean
-from motet.protect.attacks import (
-    AttackSpec,
-    Hostile,
-    forge,
-    furthest,
-    tailored,
-    turned_orders,
-)
+from motet.nn.robust import elected, ranks_of
+from motet.protect.attacks import AttackSpec, Hostile, forge
 from motet.protect.compress import Codec
+from motet.protect.forgeries import (
+    alie,
+    alie_strength,
+    directed_krum,
+    min_max,
+    min_sum,
+    tailored,
+    tailored_krum,
+)
 
 LIARS = ("ben", "dan")
 
@@ -68,8 +70,8 @@ def hostile(
     **kw: Any,
 ) -> Hostile:
     method = method or Sending()
-    engine = Serial(specs(), method, seed=0, middleware=middleware)
-    return Hostile(engine, attack, method, seed=0, middleware=middleware, **kw)
+    engine = Serial(specs(), method, seed=0, protection=Protection(middleware))
+    return Hostile(engine, attack, method, seed=0, protection=Protection(middleware), **kw)
 
 
 def spec(name: str, **fields: Any) -> AttackSpec:
@@ -190,17 +192,6 @@ def test_rotated_ranks_puts_the_middle_of_the_own_sum_at_its_ends() -> None:
     assert {int(wanted[3]), int(wanted[4])} == {int(wanted.roll(-4)[-1]), int(wanted.roll(-4)[0])}
 
 
-def test_the_reverse_of_one_ballot() -> None:
-    order = torch.tensor([2, 0, 1, 3])
-    found = turned_orders([{"a": {"b": pack_order(order, 4)}}])
-    assert unpack_order(found["a"]["b"]).tolist() == [3, 1, 0, 2]
-    top = turned_orders([pack_order(torch.tensor([1, 3]), 4)])
-    # 3 and 1 are the most important: the reverse names those that were not named.
-    assert sorted(unpack_order(top).tolist()) == [0, 2]
-    with pytest.raises(WireError, match="packed orders"):
-        turned_orders([torch.arange(3)])
-
-
 def test_noise_is_as_large_as_the_update_and_each_attacker_s_own() -> None:
     own = torch.stack([torch.full((4000,), 2.0), torch.full((4000,), 5.0)])
     rngs = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
@@ -211,30 +202,6 @@ def test_noise_is_as_large_as_the_update_and_each_attacker_s_own() -> None:
     assert abs(float(torch.corrcoef(found)[0, 1])) < 0.1
     first, second = (answers(hostile(spec("noise")))["ben"] for _ in range(2))
     assert wire.digest(first.value) == wire.digest(second.value)
-
-
-def test_the_search_ends_at_the_largest() -> None:
-    peak = furthest(lambda strength: -((strength - 7.3) ** 2) + 100)
-    assert 6.5 < peak < 7.6
-    assert furthest(lambda strength: 0.0) == 0
-    assert furthest(lambda strength: strength) == pytest.approx(10, abs=1e-4)
-
-
-def test_the_tailored_attack_moves_a_trimmed_mean_more_than_extremes_do() -> None:
-    honest = torch.randn((8, 200), generator=torch.Generator().manual_seed(0)) + 0.3
-    mean = honest.mean(dim=0)
-    forged = tailored(honest, 2)
-    off = (mean - forged) / honest.std(dim=0)
-    torch.testing.assert_close(off, torch.full((200,), float(off[0])), rtol=1e-3, atol=1e-4)
-    assert float(off[0]) > 0
-
-    def distance(sent: Tensor) -> float:
-        return float((trimmed_mean(torch.cat([sent.expand(2, -1), honest]), 2) - mean).norm())
-
-    assert distance(forged) >= distance(mean - honest.std(dim=0)) * 0.999
-    assert distance(forged) > 2 * distance(mean)
-    # One honest update has no spread, and a single number no room for a trim.
-    assert torch.equal(tailored(honest[:1], 1), honest[0])
 
 
 def test_tailored_knows_its_own_updates_or_all() -> None:
@@ -249,6 +216,192 @@ def test_tailored_knows_its_own_updates_or_all() -> None:
     assert sent("own") == pytest.approx(own, abs=1e-4)
     assert sent("all") == pytest.approx(others, abs=1e-4)
     assert own != pytest.approx(others)
+
+
+OWN = torch.tensor([[1.0], [3.0]])
+OTHERS = torch.tensor([[0.0], [2.0], [4.0]])
+
+
+@pytest.mark.parametrize(
+    ("fields", "forged"),
+    [
+        # Five sites, two attackers: one of three honest ones has to be won over.
+        ({"name": "alie"}, lambda known: alie(known, alie_strength(5, 2))),
+        ({"name": "ipm", "eps": 3.0}, lambda known: -3 * known.mean(dim=0)),
+        ({"name": "min-max"}, min_max),
+        ({"name": "min-max", "perturbation": "sign"}, lambda known: min_max(known, "sign")),
+        ({"name": "min-sum", "perturbation": "unit"}, lambda known: min_sum(known, "unit")),
+        ({"name": "tailored", "trim": 1}, lambda known: tailored(known, 2, 1)),
+        ({"name": "tailored", "against": "krum"}, lambda known: tailored_krum(known, 2)),
+        ({"name": "fang", "against": "krum"}, lambda known: directed_krum(known, 2)),
+    ],
+)
+@pytest.mark.parametrize("knowledge", ["own", "all"])
+def test_attackers_send_one_update_made_of_those_they_know(
+    fields: dict[str, Any], forged: Any, knowledge: str
+) -> None:
+    found = numbers(answers(hostile(spec(knowledge=knowledge, **fields))))
+    # The toys' updates are four equal numbers.
+    known = (OWN if knowledge == "own" else OTHERS).expand(-1, 4)
+    wanted = float(forged(known)[0])
+    assert [found[site] for site in ("ada", "cleo", "eve")] == [0, 2, 4]
+    assert found["ben"] == found["dan"] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_alie_counts_the_sites_that_were_asked() -> None:
+    for asked in (NAMES, ("ben", "dan", "eve")):
+        engine = hostile(spec("alie", knowledge="all"))
+        engine.send([Request(name, "work", "t", 0, {"weights": SENT}) for name in asked])
+        found = {}
+        while (reply := engine.recv()) is not None:
+            found[reply.site] = reply
+        honest = OTHERS if len(asked) == 5 else OTHERS[2:]
+        wanted = float(alie(honest, alie_strength(len(asked), 2)))
+        assert numbers(found)["ben"] == pytest.approx(wanted, abs=1e-5)
+    everyone = hostile(spec("alie", sites=NAMES))
+    assert numbers(answers(everyone))["ada"] == 2
+
+
+def test_fang_sends_extremes_of_its_own_to_each() -> None:
+    replies = answers(hostile(spec("fang", knowledge="all")))
+    moved = {site: reply.value["weights"]["w"] - 10 for site, reply in replies.items()}
+    # The honest ones move by 0, 2 and 4: below 0, stretched, is 0.
+    assert moved["ben"].unique().tolist() == moved["dan"].unique().tolist() == [0]
+    replies = answers(hostile(spec("fang")))
+    moved = {site: replies[site].value["weights"]["w"] - 10 for site in LIARS}
+    for value in moved.values():
+        off = (2 - value) / 2**0.5
+        assert float(off.min()) >= 3 - 1e-5
+        assert float(off.max()) <= 4 + 1e-5
+        assert len(value.unique()) > 1
+    assert not torch.equal(moved["ben"], moved["dan"])
+
+
+def test_a_free_rider_sends_what_it_got_or_noise_around_it() -> None:
+    assert numbers(answers(hostile(spec("free-rider")))) == {
+        "ada": 0,
+        "ben": 0,
+        "cleo": 2,
+        "dan": 0,
+        "eve": 4,
+    }
+    for std in (None, 0.5):
+        replies = answers(hostile(spec("free-rider", update="noise", std=std)))
+        values = torch.stack([replies[site].value["weights"]["w"] - 10 for site in LIARS])
+        width = 1e-3 if std is None else std
+        assert width / 8 < float(values.abs().max()) <= width * 1.01
+        assert len(values.unique()) == 8
+
+
+def ridden(engine: Hostile, round: int, start: float) -> float:
+    sent = {"w": torch.full((2, 2), start), "n": torch.tensor(3)}
+    engine.send([Request("ben", "work", f"t{round}", round, {"weights": sent})])
+    reply = engine.recv()
+    assert reply is not None
+    assert reply.value is not None
+    return float(reply.value["weights"]["w"][0, 0]) - start
+
+
+def test_a_free_rider_repeats_the_hub_s_own_last_step(tmp_path: Path) -> None:
+    attack = spec("free-rider", update="last")
+    engine = hostile(attack, folder=tmp_path)
+    assert [ridden(engine, 0, 1.0), ridden(engine, 1, 3.0)] == [0, 2]
+    # Two rounds without being asked.
+    assert ridden(engine, 3, 10.0) == 3.5
+    # A run that is taken up asks again for the last round, and for the one before.
+    again = hostile(attack, folder=tmp_path)
+    assert [ridden(again, 3, 10.0), ridden(again, 1, 3.0)] == [3.5, 2]
+    assert ridden(hostile(attack), 3, 10.0) == 0
+
+
+class Pictured(Method):
+    """Sites send rows of the modality that they hold, and which rows they are."""
+
+    @at_site(sends={"image": Kind.REPRESENTATIONS, "text": Kind.LOGITS}, optional=("image", "text"))
+    def work(self, site: Site) -> Tree:
+        key = "image" if site.name < "c" else "text"
+        rng = torch.Generator().manual_seed(NAMES.index(site.name))
+        rows = torch.randn((7, 3 if key == "image" else 4), generator=rng)
+        bias = torch.ones(3)
+        return {key: {"rows": rows, "ids": torch.arange(7).view(7, 1), "bias": bias}, "samples": 6}
+
+
+def rows_of(engine: Any) -> dict[str, dict[str, torch.Tensor]]:
+    engine.send([Request(name, "work", "t", 0) for name in NAMES])
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    while (reply := engine.recv()) is not None:
+        (key,) = set(reply.value) - {"samples"}
+        found[reply.site] = reply.value[key]
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["permuted-rows", "swapped-representations", "random-representations"]
+)
+def test_rows_of_different_modalities_are_poisoned(name: str) -> None:
+    before = rows_of(Serial(specs(), Pictured(), seed=0))
+    found = rows_of(hostile(spec(name), Pictured()))
+    orders = []
+    for site in NAMES:
+        old, new = before[site]["rows"], found[site]["rows"]
+        assert torch.equal(before[site]["ids"], found[site]["ids"])
+        assert torch.equal(before[site]["bias"], found[site]["bias"])
+        if site not in LIARS:
+            assert torch.equal(old, new)
+        elif name == "random-representations":
+            torch.testing.assert_close(old.norm(dim=1), new.norm(dim=1))
+            assert not bool((old == new).any())
+        else:
+            matches = (new.unsqueeze(1) == old.unsqueeze(0)).all(dim=2)
+            assert bool((matches.sum(dim=1) == 1).all())
+            orders.append(matches.int().argmax(dim=1).tolist())
+    if name == "permuted-rows":
+        # ben sends images and dan texts, but rows go where the colluders' permutation says.
+        assert orders[0] == orders[1]
+        assert sorted(orders[0]) == list(range(7)) != orders[0]
+    if name == "swapped-representations":
+        for site, order in zip(LIARS, orders, strict=True):
+            distance = torch.cdist(before[site]["rows"], before[site]["rows"])
+            assert order == distance.argmax(dim=1).tolist()
+
+
+def test_an_attack_on_rows_is_refused_where_none_are_sent() -> None:
+    with pytest.raises(ConfigError, match="changes logits or representations, and Sending sends"):
+        hostile(spec("permuted-rows"))
+
+
+def test_attacks_on_data_leave_replies_alone_but_for_their_boost() -> None:
+    honest = {"ada": 0, "ben": 1, "cleo": 2, "dan": 3, "eve": 4}
+    for name in ("label-flip", "backdoor"):
+        assert numbers(answers(hostile(spec(name)))) == honest
+        found = numbers(answers(hostile(spec(name, boost=2.5))))
+        assert found == {**honest, "ben": 2.5, "dan": 7.5}
+    # They need nothing that a reply holds, unless they boost it.
+    hostile(spec("label-flip"), Pictured())
+    with pytest.raises(ConfigError, match="changes gradients or weights"):
+        hostile(spec("label-flip", boost=2.0), Pictured())
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"name": "ipm", "factor": 2.0}, "factor is an option of scaled, sign-flip, not of ipm"),
+        ({"name": "scaled", "knowledge": "all"}, "knowledge is an option of alie"),
+        ({"name": "noise", "boost": 2.0}, "boost is an option of label-flip, backdoor"),
+        ({"name": "label-flip", "source": 1, "target": 1}, "write another target"),
+        ({"name": "backdoor", "minority": True}, "leave it out"),
+        ({"name": "ipm", "eps": 0.0}, "greater than 0"),
+    ],
+)
+def test_options_that_do_not_belong_are_refused(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        AttackSpec.model_validate({"share": 0.2, **fields})
+
+
+def test_a_spec_reads_back_what_it_writes() -> None:
+    for name in ("backdoor", "tailored", "permuted-rows"):
+        plain = spec(name).model_dump(mode="json")
+        assert AttackSpec.model_validate(plain) == spec(name)
 
 
 def test_a_minority_attacks_where_that_is_wanted() -> None:
@@ -365,3 +518,7 @@ def test_sizes_that_differ_cannot_be_put_together() -> None:
     engine.send([Request(name, "work", "t", 0) for name in LIARS])
     with pytest.raises(ConfigError, match="sizes of it differ"):
         engine.recv()
+    alone = hostile(spec("sign-flip", factor=2.0), Uneven())
+    alone.send([Request(name, "work", "t", 0) for name in LIARS])
+    sizes = [reply.value["w"].tolist() for reply in (alone.recv(), alone.recv())]
+    assert sizes == [[-2.0] * 2, [-2.0] * 4]

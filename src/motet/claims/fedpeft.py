@@ -21,7 +21,7 @@ RATES = {"full": 0.01, "head": 0.03, "bias": 0.03, "adapter": 0.03, "prompt": 0.
 GRID = (0.01, 0.03, 0.1)
 PLAIN = ("server.image.pretrained=plain", "populations.site.models.0.image.pretrained=plain")
 ALIKE = "populations.site.partition.alpha=100"
-PRIVATE = "method.dp={clip: 1.0, noise: 0.5}"
+PRIVATE = "protect.privacy={mode: central, clip: 1.0, noise: 0.5}"
 ACCURACY = "accuracy@3"
 
 NOTES = """

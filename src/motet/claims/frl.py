@@ -28,6 +28,7 @@ does far less harm.
 """
 FEDAVG = {"name": "fedavg", "local": {"lr": 0.2, "epochs": 2, "batch": 8, "clip": 10.0}}
 TRIMMED = {"name": "trimmed-mean", "share": 0.2}
+TAILORED = {"name": "tailored", "share": 0.2, "knowledge": "all"}
 
 
 def arms() -> Sequence[Arm]:
@@ -66,23 +67,22 @@ def arms() -> Sequence[Arm]:
             "FedAvg, -10 times the update",
             "baseline",
         ),
-        Arm("trimmed", fedavg(clean, aggregate=TRIMMED), "trimmed mean", "baseline"),
+        Arm(
+            "trimmed", fedavg({**clean, "protect": {"robust": TRIMMED}}), "trimmed mean", "baseline"
+        ),
         Arm(
             "trimmed-attacked",
-            fedavg(
-                {**clean, "attack": {"name": "tailored", "share": 0.2, "knowledge": "all"}},
-                aggregate=TRIMMED,
-            ),
+            fedavg({**clean, "protect": {"robust": TRIMMED}, "attack": TAILORED}),
             "trimmed mean, tailored attack",
             "baseline",
         ),
     ]
 
 
-def fedavg(values: dict[str, Any], **fields: Any) -> dict[str, Any]:
+def fedavg(values: dict[str, Any]) -> dict[str, Any]:
     """The same experiment with FedAvg, for as many rounds and sites."""
     same = {name: values["method"][name] for name in ("rounds", "cohort")}
-    return {**values, "method": {**FEDAVG, **same, **fields}}
+    return {**values, "method": {**FEDAVG, **same}}
 
 
 CLAIM = Claim(

@@ -25,3 +25,7 @@ class SiteError(MotetError):
 
 class StoreError(MotetError):
     """A run folder that cannot be written, or a checkpoint that cannot be read."""
+
+
+class BudgetError(MotetError):
+    """The run's privacy budget does not cover its next release."""

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from motet.core.batch import Dataset
-from motet.core.errors import ConfigError, StoreError
+from motet.core.errors import BudgetError, ConfigError, StoreError
 from motet.core.events import Events
 from motet.core.group import Group
+from motet.core.guard import Protection
 from motet.core.learner import Learner
 from motet.core.messages import Engine, Request
 from motet.core.method import Method
-from motet.core.middleware import Middleware
 from motet.core.rng import reseed, seeded
 from motet.core.site import Evaluate
 from motet.core.store import HubStore, Position
 from motet.core.tree import Tree, load, weights_of
+from motet.core.validate import row_order
 from motet.core.wire import digest
 
 HUB = "hub"
@@ -46,7 +48,7 @@ class Federation(Learner):
         evaluate: Evaluate | None = None,
         store: HubStore | None = None,
         events: Events | None = None,
-        middleware: Sequence[Middleware] = (),
+        protection: Protection | None = None,
     ) -> None:
         super().__init__(HUB, seed, build)
         self.engine = engine
@@ -59,7 +61,9 @@ class Federation(Learner):
         self._data = data
         self._evaluate = evaluate
         self._store = store
-        self._middleware = middleware
+        self.protection = protection or Protection()
+        self._memories: Tree = {}
+        self._combined: set[str] = set()
         self._operations = method.operations()
         self._loop = -1
         self._asked = 0
@@ -74,6 +78,16 @@ class Federation(Learner):
         if self._public is None:
             raise ConfigError("this method needs a public set; give the recipe data.public")
         return self._public
+
+    @property
+    def has_public(self) -> bool:
+        """Whether there is a public set."""
+        return self._public is not None
+
+    @cached_property
+    def row_order(self) -> str:
+        """A hash of the public rows' ids in their order, which every site must share."""
+        return row_order(self._public)
 
     @property
     def data(self) -> Dataset:
@@ -116,11 +130,16 @@ class Federation(Learner):
                 self._tell("@restore", sorted(sites), version=0, newest=0)
         else:
             self.events.add("resumed", version=at.version, loop=at.loop, round=at.round)
-        with seeded(self.seed, HUB, "start"):
-            self.method.run(self)
+        spent = {}
+        try:
+            with seeded(self.seed, HUB, "start"):
+                self.method.run(self)
+        except BudgetError as error:
+            # What was learnt so far is the run's result.
+            spent = {"ended": str(error)}
         # Equal recipes and seeds give equal weights: the hash lets anyone check it.
         weights = digest(weights_of(self.model)) if self._build is not None else ""
-        self.events.add("finished", round=self.round, hash=weights)
+        self.events.add("finished", round=self.round, hash=weights, **spent)
 
     def rounds(self, count: int) -> Iterator[int]:
         """Round numbers 0 to ``count`` - 1; saves hub and sites before each, and at the end.
@@ -138,8 +157,21 @@ class Federation(Learner):
             yield number
             if self._loop != loop:
                 raise ConfigError("a rounds loop within another cannot be resumed; write one loop")
+            self._check_use()
         self._begin_round(count)
         self._save(count)
+
+    def _check_use(self) -> None:
+        """Refuses, after the first round, a rule that this method never asks for."""
+        summed = self.protection.summed
+        for rule in (*self.protection.combiners, *((summed,) if summed else ())):
+            if self._resume is None and not self._combined.intersection(map(str, rule.kinds)):
+                kinds = " or ".join(sorted(rule.kinds))
+                raise ConfigError(
+                    f"{type(self.method).__name__} takes no mean of {kinds}, so that "
+                    f"{type(rule).__name__} would protect nothing; leave it out, or choose a "
+                    "method that averages them"
+                )
 
     def _begin_round(self, number: int) -> None:
         self.round = number
@@ -165,6 +197,7 @@ class Federation(Learner):
         self.state.clear()
         self.state.update(tree["state"])
         self.load_tree(tree["learner"])
+        self._memories = dict(tree.get("protection", {}))
         self._tell("@restore", sorted(self.engine.sites()), version=version, newest=at.version)
         self._touched.clear()
         return number
@@ -183,7 +216,10 @@ class Federation(Learner):
         pinned = [end for end, _ in ends]
         self._tell("@save", sorted(self._touched), version=version, pinned=pinned)
         self._touched.clear()
-        self._store.save(position, {"state": self.state, "learner": self.tree()})
+        tree = {"state": self.state, "learner": self.tree()}
+        if self._memories:
+            tree["protection"] = self._memories
+        self._store.save(position, tree)
         self._position = position
         self.events.add("checkpoint", round=number, version=version)
 
@@ -201,6 +237,11 @@ class Federation(Learner):
             if reply.error is not None:
                 raise StoreError(f"site {reply.site}: {reply.error}")
             waiting.discard(reply.site)
+
+    def _memory(self, number: int) -> Tree:
+        """What the combiner of this number keeps over the run."""
+        found: Tree = self._memories.setdefault(str(number), {})
+        return found
 
     def log(self, **fields: Any) -> None:
         """Adds numbers or texts of the method's own to the event stream."""

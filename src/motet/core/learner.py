@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,8 +24,36 @@ Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Adjust: TypeAlias = Callable[[nn.Module, Batch], None]
 
 
+@runtime_checkable
+class Fitter(Protocol):
+    """Trains in a learner's place on rows that may be used in no other way."""
+
+    def seal(self, data: Dataset) -> Dataset:
+        """A party's own rows, which only ``fit`` reads from here on."""
+
+    def draw(
+        self, data: Dataset, size: int, *, epochs: int, steps: int | None, key: str | int
+    ) -> Iterator[Batch] | None:
+        """What stands for the batches of such rows until ``fit`` gets it; None for other rows."""
+
+    def fit(
+        self,
+        learner: Learner,
+        loss: Loss,
+        batches: Iterable[Batch],
+        optimizer: Optimizer,
+        adjust: Adjust | None,
+    ) -> float | None:
+        """Trains on what ``draw`` gave, and returns a loss; None for other batches."""
+
+
 class Learner:
-    """One party that learns. ``key`` names the moment, so that its random draws are its own."""
+    """One party that learns. ``key`` names the moment, so that its random draws are its own.
+
+    fitter: takes over where the party's rows are sealed.
+    """
+
+    fitter: Fitter | None = None
 
     def __init__(self, name: str, seed: int, build: Callable[[], nn.Module] | None) -> None:
         self.name = name
@@ -90,6 +118,21 @@ class Learner:
         others. The order depends on party, moment, ``key`` and epoch alone: two passes in one
         operation need two keys.
         """
+        if self.fitter is not None:
+            drawn = self.fitter.draw(data, size, epochs=epochs, steps=steps, key=key)
+            if drawn is not None:
+                return drawn
+        return self._batches(data, size, epochs, steps, least, key)
+
+    def _batches(
+        self,
+        data: Dataset,
+        size: int,
+        epochs: int,
+        steps: int | None,
+        least: int,
+        key: str | int,
+    ) -> Iterator[Batch]:
         if not len(data):
             raise DataError(f"{self.name} has no rows to train on")
         ready = self.prepared(data)
@@ -126,6 +169,10 @@ class Learner:
         model = self.model
         stepper = optimizer if isinstance(optimizer, Optimizer) else Optimizer(model, optimizer)
         train_mode(model)
+        if self.fitter is not None:
+            found = self.fitter.fit(self, loss, batches, stepper, adjust)
+            if found is not None:
+                return found
         total = torch.zeros(())
         steps = 0
         for batch in batches:

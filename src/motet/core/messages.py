@@ -62,11 +62,15 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Traits:
-    """What the hub may know of a site: modalities, number of rows, name of its model."""
+    """What the hub may know of a site: modalities, number of rows, name of its model.
+
+    public: a hash of its public rows' ids in their order, which must be the hub's; "" for none.
+    """
 
     modalities: tuple[str, ...]
     rows: int
     model: str = ""
+    public: str = ""
 
 
 def bytes_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, int]:

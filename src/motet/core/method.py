@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
@@ -29,6 +29,8 @@ class Operation:
     sends: Mapping[str, Kind] = field(default_factory=dict)
     takes: Mapping[str, Kind] = field(default_factory=dict)
     keeps: Keeps = "nothing"
+    optional: frozenset[str] = frozenset()
+    varies: frozenset[str] = frozenset()
 
 
 def at_site(
@@ -36,6 +38,8 @@ def at_site(
     sends: Mapping[str, Kind] | None = None,
     takes: Mapping[str, Kind] | None = None,
     keeps: Keeps = "nothing",
+    optional: Collection[str] = (),
+    varies: Collection[str] = (),
 ) -> Callable[[F], F]:
     """Marks a method's function as one that runs at a site.
 
@@ -43,8 +47,17 @@ def at_site(
     takes: key of its payload -> kind, where it differs from ``sends``.
     keeps: "model" when the site's model and optimisers persist from one call to the next;
         "nothing" when the model starts from its initial weights every time.
+    optional: declared keys that a reply may lack, such as those of absent modalities.
+    varies: declared keys whose parts or shapes are a site's own; those of all others must agree
+        among the sites that answer one question.
     """
-    operation = Operation(dict(sends or {}), {**(sends or {}), **(takes or {})}, keeps)
+    names = dict(sends or {})
+    operation = Operation(
+        names, {**names, **(takes or {})}, keeps, frozenset(optional), frozenset(varies)
+    )
+    strangers = sorted((operation.optional | operation.varies) - set(names))
+    if strangers:
+        raise ConfigError(f"{strangers[0]!r} is optional or varies, and sends does not declare it")
     if Kind.RAW in operation.sends.values():
         raise ConfigError("raw data cannot be sent from a site; send what a model makes of them")
     if keeps not in get_args(Keeps):

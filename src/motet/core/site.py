@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from motet.core.batch import Batch, Dataset
 from motet.core.errors import MotetError, SiteError
-from motet.core.learner import Learner
+from motet.core.guard import OWN, Passage, Protection
+from motet.core.learner import Fitter, Learner
 from motet.core.messages import Request, Traits
 from motet.core.method import Method, Operation
-from motet.core.middleware import Middleware, pack_all, unpack_all
-from motet.core.rng import seeded
+from motet.core.middleware import pack_all, unpack_all
+from motet.core.rng import generator, seeded
 from motet.core.store import Shelf
 from motet.core.tree import Tree, leaves
+from motet.core.validate import check_declared
 
 Evaluate: TypeAlias = Callable[[nn.Module, Dataset], dict[str, tuple[float, int]]]
-MAX_LOOSE_NUMBERS = 256
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class Door:
     """Takes requests to one site: allow-list, reply cache, declared kinds, all-or-nothing effect.
 
     A method's function that fails leaves model, optimisers and state as they were before it.
+    candid: whether the text of an unexpected error goes to the hub. Such a text may quote private
+    values, so that a site which does not share its process with the hub keeps it to itself.
     """
 
     def __init__(
@@ -100,14 +104,20 @@ class Door:
         method: Method,
         *,
         shelf: Shelf | None = None,
-        middleware: Sequence[Middleware] = (),
+        protection: Protection | None = None,
+        candid: bool = True,
     ) -> None:
         self.site = site
         self.method = method
         self.operations = method.operations()
         self.shelf = shelf
-        self.middleware = middleware
-        self._kept: Tree = {"state": {}, "learner": {}}
+        self.protection = protection or Protection()
+        self.candid = candid
+        for guard in self.protection.guards:
+            if isinstance(guard, Fitter):
+                site.fitter = guard
+                site.data = guard.seal(site.data)
+        self._kept: Tree = {"state": {}, "learner": {}, "guards": {}}
         self._live = False
         self._changed = False
         self._cache: tuple[str, Tree] | None = None
@@ -137,64 +147,81 @@ class Door:
             site.load_tree(self._kept["learner"] if operation.keeps == "model" else {})
         self._live = False
         payload = {**request.shared, **request.own}
+        memories = {name: dict(kept) for name, kept in self._kept["guards"].items()}
         try:
-            payload = unpack_all(self.middleware, payload)
+            payload = unpack_all(self.protection.middleware, payload)
+            own = {key: payload.pop(key) for key in list(payload) if key.startswith(OWN)}
             with seeded(site.seed, site.name, request.op, request.tag):
                 value = getattr(self.method, request.op)(site, **payload)
-            _check_reply(value, operation, request, site.name)
-            reply = pack_all(self.middleware, value, operation.sends)
+            check_declared(value, operation, request.op, site.name)
+            for guard in self.protection.guards:
+                memory = memories.setdefault(guard.name, {})
+                passage = self._passage(request, operation, payload, own, guard.name, memory)
+                value = guard.leave(value, passage)
+            reply = pack_all(self.protection.middleware, value, operation.sends)
         except Exception as error:
-            raise SiteError(_explain(error, request, payload, type(self.method))) from error
+            raise SiteError(
+                _explain(error, request, payload, type(self.method), self.candid)
+            ) from error
         # Not before the reply is ready to leave: a call that fails has no effect.
-        self._keep(operation)
+        self._keep(operation, memories)
         return reply
 
-    def _keep(self, operation: Operation) -> None:
+    def _passage(
+        self,
+        request: Request,
+        operation: Operation,
+        received: Tree,
+        own: Tree,
+        guard: str,
+        memory: Tree,
+    ) -> Passage:
+        seed, site, op, tag = self.site.seed, self.site.name, request.op, request.tag
+
+        def rng(*key: str | int) -> torch.Generator:
+            return generator(seed, site, "guard", guard, op, tag, *key)
+
+        sends = operation.sends
+        return Passage(site, op, tag, request.round, sends, received, own, rng, memory)
+
+    def _keep(self, operation: Operation, memories: Tree) -> None:
         kept = self._kept
         learner = self.site.tree() if operation.keeps == "model" else kept["learner"]
         touched = operation.keeps == "model" or bool(self.site.state) or bool(kept["state"])
-        self._changed = self._changed or touched
-        self._kept = {"state": dict(self.site.state), "learner": learner}
+        self._changed = self._changed or touched or any(memories.values())
+        self._kept = {"state": dict(self.site.state), "learner": learner, "guards": memories}
         # Only now do the live objects equal what is kept, so only now may the next call go on
         # with them.
         self._live = operation.keeps == "model"
 
     def _built_in(self, request: Request) -> Tree:
+        for guard in self.protection.guards:
+            if request.op in getattr(guard, "operations", ()):
+                answer: Tree = guard.answer(self.site.name, request.op, request.own)  # type: ignore[attr-defined]
+                return answer
+        if request.op not in ("@save", "@restore"):
+            raise SiteError(f"site {self.site.name} knows no built-in operation {request.op!r}")
         version = int(request.own["version"])
         if request.op == "@save":
             if self.shelf is not None and self._changed:
                 self.shelf.save(version, self._kept, request.own["pinned"])
             self._changed = False
-        elif request.op == "@restore":
+        else:
             found = None if self.shelf is None else self.shelf.load(version)
             if self.shelf is not None:
                 self.shelf.forget_after(int(request.own["newest"]))
-            self._kept = found or {"state": {}, "learner": {}}
+            self._kept = {"state": {}, "learner": {}, "guards": {}, **(found or {})}
             self._live = self._changed = False
             self._cache = None
-        else:
-            raise SiteError(f"site {self.site.name} knows no built-in operation {request.op!r}")
         return {}
 
 
-def _check_reply(value: Any, operation: Operation, request: Request, site: str) -> None:
-    """Only declared kinds leave: tensors and texts under declared keys, else single numbers."""
-    if not isinstance(value, dict):
-        raise SiteError(f"{request.op} must return a dict, not {type(value).__name__}")
-    loose = 0
-    for path, leaf in leaves(value):
-        if path[0] in operation.sends:
-            continue
-        loose += 1
-        if isinstance(leaf, Tensor | str) or loose > MAX_LOOSE_NUMBERS:
-            raise SiteError(
-                f"{request.op} at {site} returns {'.'.join(path)}, which its @at_site(sends=...) "
-                "does not declare; declare the key with its kind"
-            )
-
-
 def _explain(
-    error: Exception, request: Request, payload: Mapping[str, Any], method: type[Method]
+    error: Exception,
+    request: Request,
+    payload: Mapping[str, Any],
+    method: type[Method],
+    candid: bool,
 ) -> str:
     """One sentence: who, when, what went wrong and, for a bug, where and with which shapes."""
     head = f"site {request.site}, round {request.round}, operation {request.op}: "
@@ -205,10 +232,8 @@ def _explain(
         for path, leaf in list(leaves(dict(payload)))[:8]
         if isinstance(leaf, Tensor)
     )
-    return (
-        f"{head}{type(error).__name__}: {error} "
-        f"({_line(error, method)}; payload: {shapes or 'none'})"
-    )
+    told = f"{type(error).__name__}: {error}" if candid else type(error).__name__
+    return f"{head}{told} ({_line(error, method)}; payload: {shapes or 'none'})"
 
 
 def _line(error: Exception, method: type[Method]) -> str:

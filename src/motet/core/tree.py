@@ -182,6 +182,15 @@ def _pairwise(function: Callable[[Tensor, Tensor], Tensor], a: Any, b: Any) -> A
     raise WireError("only trees of tensors of equal shapes can be added; one of these is not")
 
 
+def part_like(sent: Any, like: Any) -> Any:
+    """The part of a payload that has the names and shapes of another; None without any."""
+    if isinstance(like, dict) and isinstance(sent, dict):
+        parts = {name: part_like(sent.get(name), value) for name, value in like.items()}
+        return None if any(part is None for part in parts.values()) else parts
+    same = isinstance(like, Tensor) and isinstance(sent, Tensor) and like.shape == sent.shape
+    return sent if same else None
+
+
 def weights_of(model: nn.Module, names: Collection[str] | None = None) -> Tree:
     """A copy of parameters and buffers by name, free of gradients; what is frozen stays out.
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from motet.core import wire
 from motet.core.batch import Dataset
 from motet.core.errors import MotetError
+from motet.core.guard import Protection
 from motet.core.messages import Reply, Request, Traits
 from motet.core.method import Method
-from motet.core.middleware import Middleware
 from motet.core.site import Door, Evaluate, Site, SiteSpec
 from motet.core.store import Shelf
 from motet.core.tree import Tree, clone
+from motet.core.validate import row_order
 
 
 class Serial:
@@ -36,16 +38,17 @@ class Serial:
         evaluate: Evaluate | None = None,
         strict: bool = False,
         folder: Path | None = None,
-        middleware: Sequence[Middleware] = (),
+        protection: Protection | None = None,
     ) -> None:
         self.strict = strict
-        self._traits = {spec.name: spec.traits for spec in specs}
+        rows = row_order(public)
+        self._traits = {spec.name: replace(spec.traits, public=rows) for spec in specs}
         self._doors = {
             spec.name: Door(
                 Site(spec, seed=seed, public=public, evaluate=evaluate),
                 method,
                 shelf=None if folder is None else Shelf(folder / spec.name),
-                middleware=middleware,
+                protection=protection,
             )
             for spec in specs
         }

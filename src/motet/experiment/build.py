@@ -20,6 +20,7 @@ from motet.data.registry import options_of
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
 from motet.models.registry import ModelSpec, build_model
+from motet.protect.poison import poisoned
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,19 @@ def build_parties(experiment: Experiment) -> Parties:
     """Loads the data, shares them out and prepares every party; raises DataError, ConfigError."""
     test, public, private = share_out(experiment)
     models = _Models(experiment, public)
+    names = [f"{p.name}-{number + 1}" for p in experiment.populations for number in range(p.count)]
+    attack = experiment.attack
+    liars = frozenset() if attack is None else attack.attackers(names, experiment.seed)
     sites: list[SiteSpec] = []
     heads: dict[str, int] = {}
     for population in experiment.populations:
         for number, data in enumerate(_shares(experiment, population, private)):
+            name = f"{population.name}-{number + 1}"
             site = _site(experiment, population, number, data, test, models)
-            heads[site.name] = _classes(population, data)
+            # What they are tested on, and how many rows they have, attackers do not change.
+            turned = poisoned(attack, site.data, name, liars, experiment.seed)
+            site = replace(site, data=turned)
+            heads[name] = _classes(population, data)
             sites.append(site)
     build = None
     if experiment.server is not None:

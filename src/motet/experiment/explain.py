@@ -138,8 +138,8 @@ def _walk(
         elif tagged:
             here = tagged
         elif part not in ("[key]", "str") and not part.startswith("tuple["):
+            # A key of a mapping: what its value may be stays known.
             names.append(part)
-            here = []
     return names, here
 
 

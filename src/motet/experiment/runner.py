@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import yaml
+from torch import nn
 
 from motet.core import (
     ConfigError,
@@ -23,10 +24,12 @@ from motet.core import (
     Events,
     Federation,
     MotetError,
+    SiteSpec,
     StoreError,
     wire,
 )
 from motet.core.events import Event, read_events
+from motet.core.site import Evaluate
 from motet.core.store import HubStore, write_atomic
 from motet.core.tree import weights_of
 from motet.engines.serial import Serial
@@ -37,8 +40,10 @@ from motet.experiment.preview import preview_of, write_preview
 from motet.experiment.spec import Experiment, parse_experiment, read_recipe
 from motet.models.base import MultimodalModel
 from motet.protect.attacks import Hostile
-from motet.protect.compress import Codec
+from motet.protect.poison import triggered_test
+from motet.protect.robust import Root, root_at
 
+Wrap: TypeAlias = Callable[[Engine], Engine]
 RECIPE = "recipe.yaml"
 EVENTS = "events.jsonl"
 METRICS = "metrics.csv"
@@ -80,19 +85,21 @@ def run(
     folder: Path | str | None = None,
     listeners: Sequence[Callable[[Event], None]] = (),
     parties: Parties | None = None,
+    wrap: Wrap | None = None,
 ) -> Result:
     """Runs an experiment to its end.
 
     folder: where recipe, events, checkpoints, metrics and weights go; None keeps all in memory.
     A folder that holds the same recipe unfinished is resumed, one with another recipe refused.
-    listeners: called with every event. Raises MotetError.
+    listeners: called with every event. wrap: puts something between hub and engine, such as an
+    auditor's tap. Raises MotetError.
     """
     if not isinstance(experiment, Experiment):
         experiment = parse_experiment(experiment)
     threads = torch.get_num_threads()
     torch.set_num_threads(experiment.engine.threads)
     try:
-        return _run(experiment, None if folder is None else Path(folder), listeners, parties)
+        return _run(experiment, None if folder is None else Path(folder), listeners, parties, wrap)
     finally:
         torch.set_num_threads(threads)
 
@@ -108,14 +115,18 @@ def _run(
     folder: Path | None,
     listeners: Sequence[Callable[[Event], None]],
     parties: Parties | None,
+    wrap: Wrap | None,
 ) -> Result:
     parties = parties or build_parties(experiment)
     experiment.method.check(parties.facts)
+    experiment.protect.check(
+        experiment.method, len(parties.sites), _cohort(experiment), experiment.attack
+    )
     if folder is None:
-        return _run_in(None, experiment, parties, listeners)
+        return _run_in(None, experiment, parties, listeners, wrap)
     _open_folder(folder, experiment)
     with _locked(folder):
-        return _run_in(folder, experiment, parties, listeners)
+        return _run_in(folder, experiment, parties, listeners, wrap)
 
 
 def _run_in(
@@ -123,11 +134,12 @@ def _run_in(
     experiment: Experiment,
     parties: Parties,
     listeners: Sequence[Callable[[Event], None]],
+    wrap: Wrap | None,
 ) -> Result:
     events = Events(None if folder is None else folder / EVENTS)
     for listener in listeners:
         events.listen(listener)
-    fed = _federation(experiment, parties, folder, events)
+    fed = _federation(experiment, parties, folder, events, wrap)
     try:
         fed.start()
     except MotetError as error:
@@ -147,9 +159,15 @@ def _run_in(
 
 
 def _federation(
-    experiment: Experiment, parties: Parties, folder: Path | None, events: Events
+    experiment: Experiment,
+    parties: Parties,
+    folder: Path | None,
+    events: Events,
+    wrap: Wrap | None = None,
 ) -> Federation:
-    middleware = (Codec(experiment.wire),) if experiment.wire else ()
+    protection = experiment.protect.build(
+        experiment.method, len(parties.sites), _cohort(experiment), _root(experiment, parties)
+    )
     engine: Engine = Serial(
         parties.sites,
         experiment.method,
@@ -158,7 +176,7 @@ def _federation(
         evaluate=evaluate,
         strict=experiment.engine.strict,
         folder=None if folder is None else folder / "sites",
-        middleware=middleware,
+        protection=protection,
     )
     if experiment.attack is not None:
         engine = Hostile(
@@ -166,22 +184,62 @@ def _federation(
             experiment.attack,
             experiment.method,
             seed=experiment.seed,
-            middleware=middleware,
+            protection=protection,
             events=events,
+            folder=folder,
         )
     return Federation(
-        engine,
+        engine if wrap is None else wrap(engine),
         experiment.method,
         seed=experiment.seed,
         build=parties.build_server,
         public=parties.public,
         data=parties.pooled,
         test=parties.test,
-        evaluate=evaluate,
+        evaluate=_evaluate(experiment, parties),
         store=None if folder is None else HubStore(folder),
         events=events,
-        middleware=middleware,
+        protection=protection,
     )
+
+
+def _cohort(experiment: Experiment) -> int | None:
+    """How many sites the method asks in a round; None for all."""
+    cohort = getattr(experiment.method, "cohort", None)
+    return None if cohort is None else int(cohort)
+
+
+def _root(experiment: Experiment, parties: Parties) -> Root | None:
+    """FLTrust's trusted update: what a site of the hub's own makes of labelled public rows."""
+    robust = experiment.protect.robust
+    if robust is None or not robust.root:
+        return None
+    public = parties.public
+    if public is None or public.labels is None or len(public) < robust.root:
+        held = 0 if public is None or public.labels is None else len(public)
+        raise ConfigError(
+            f"protect.robust.root={robust.root} needs as many labelled public rows, and there are "
+            f"{held}; raise data.public"
+        )
+    rows = public.take(torch.arange(robust.root))
+    trusted = SiteSpec("hub's own", rows, build=parties.build_server)
+    return root_at(Serial([trusted], experiment.method, seed=experiment.seed), trusted.name)
+
+
+def _evaluate(experiment: Experiment, parties: Parties) -> Evaluate:
+    """What the hub's model is judged by; under a backdoor also by how often it opens."""
+    attack = experiment.attack
+    triggered = None if attack is None else triggered_test(attack, parties.test)
+    if triggered is None:
+        return evaluate
+
+    def judged(model: nn.Module, data: Dataset) -> dict[str, tuple[float, int]]:
+        return {
+            **evaluate(model, data),
+            "attack success": evaluate(model, triggered)["accuracy"],
+        }
+
+    return judged
 
 
 def _open_folder(folder: Path, experiment: Experiment) -> None:

@@ -9,13 +9,14 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from motet.core import ConfigError, Kind, Method
+from motet.core import ConfigError, Method
 from motet.data.missing import Missing
 from motet.data.partition import Iid, Partition
 from motet.experiment.explain import explain
 from motet.methods.registry import method_class
 from motet.models.registry import ModelSpec
-from motet.protect.attacks import AttackSpec
+from motet.protect.attack_spec import AttackSpec
+from motet.protect.spec import Protect
 
 
 class Spec(BaseModel):
@@ -97,9 +98,7 @@ class Experiment(Spec):
     common_start: bool = Field(
         False, description="models of one specification start from the same weights everywhere"
     )
-    wire: dict[Kind, Literal["fp16", "int8"]] = Field(
-        default_factory=dict, description="kind -> codec of its tensors on the wire"
-    )
+    protect: Protect = Field(Protect(), description="what protects the sites and their messages")
     attack: AttackSpec | None = Field(None, description="dishonest sites; null for none")
     engine: EngineSpec = EngineSpec()
 

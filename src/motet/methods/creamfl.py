@@ -120,7 +120,7 @@ class CreamFL(Method):
         names = tuple(name.replace("-", " ") for name in fed.public.classes)
         return fed.encode(Dataset({"text": names}), "text")
 
-    @at_site(sends=REPRESENTATIONS, takes=TAKES, keeps="model")
+    @at_site(sends=REPRESENTATIONS, takes=TAKES, keeps="model", optional=REPRESENTATIONS)
     def contrast(
         self,
         site: Site,

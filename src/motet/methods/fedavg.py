@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from motet.core import Facts, Federation, Kind, Replies, Site, Tree, at_site, load, weights_of
-from motet.methods.aggregate import Aggregate
+from motet.core import Federation, Kind, Site, Tree, at_site, load, weights_of
 from motet.methods.local import Sampled, Weighting, weight_key
 
 
@@ -21,22 +20,12 @@ class FedAvg(Sampled):
     """
 
     weighting: Weighting = "samples"
-    aggregate: Aggregate = Aggregate()
-
-    def check(self, facts: Facts) -> None:
-        super().check(facts)
-        self.aggregate.check(facts, self.cohort)
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            sent = weights_of(fed.model)
-            replies = self.ask(fed, self.train, weights=sent)
-            load(fed.model, self.combine(replies, sent))
+            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights", by=weight_key(self.weighting)))
             fed.report()
-
-    def combine(self, replies: Replies, sent: Tree) -> Tree:
-        """The sites' weights as one, by the rule of ``aggregate``."""
-        return self.aggregate.combine(replies, "weights", sent, weight_key(self.weighting))
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:

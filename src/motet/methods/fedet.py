@@ -72,6 +72,6 @@ class FedET(Method):
         diverse = weighted_rows(sent, disagreement_weights(sent, consensus))
         return (1 - self.diversity) * consensus + self.diversity * diverse
 
-    @at_site(sends=REPRESENTATIONS, keeps="model")
+    @at_site(sends=REPRESENTATIONS, keeps="model", optional=REPRESENTATIONS)
     def transfer(self, site: Site, image: Tensor, text: Tensor) -> Tree:
         return revisit(site, {"image": image, "text": text}, self.digest, self.private)

@@ -88,6 +88,6 @@ class FedGEMS(Method):
         )
         return torch.where(pooled[:, None], pool, fused), (~right & (pooled | known)).float()
 
-    @at_site(sends=REPRESENTATIONS, keeps="model")
+    @at_site(sends=REPRESENTATIONS, keeps="model", optional=REPRESENTATIONS)
     def transfer(self, site: Site, image: Tensor, text: Tensor) -> Tree:
         return revisit(site, {"image": image, "text": text}, self.digest, self.private)

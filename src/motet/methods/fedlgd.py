@@ -108,7 +108,7 @@ class FedLGD(Sampled):
             fed.log(probe=synthesis.taught_alone(fed, rows, fed.test, steps, lr))
         return rows
 
-    @at_site(sends={"statistics": Kind.SKETCH})
+    @at_site(sends={"statistics": Kind.SKETCH}, varies=("statistics",))
     def describe(self, site: Site) -> Tree:
         losses = self.repaint(site)
         real = synthesis.real_rows(site)

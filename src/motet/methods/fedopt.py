@@ -18,6 +18,7 @@ from motet.core import (
     zeros,
 )
 from motet.methods.fedavg import FedAvg
+from motet.methods.local import weight_key
 
 
 class ServerOptimised(FedAvg):
@@ -37,9 +38,8 @@ class ServerOptimised(FedAvg):
         fed.state["optimizer"] = self.start(parameters_of(fed.model))
         for _ in fed.rounds(self.rounds):
             before = parameters_of(fed.model)
-            sent = weights_of(fed.model)
-            replies = self.ask(fed, self.train, weights=sent)
-            load(fed.model, self.combine(replies, sent))
+            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights", by=weight_key(self.weighting)))
             delta = minus(parameters_of(fed.model), before)
             fed.state["optimizer"], change = self.step(fed.state["optimizer"], delta)
             load(fed.model, plus(before, change), partial=True)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import Field
 from torch import nn
 
 from motet.core import (
-    ConfigError,
-    Facts,
     Federation,
     Kind,
-    Replies,
     Site,
     SiteError,
     Tree,
@@ -21,13 +17,9 @@ from motet.core import (
     load,
     weights_of,
 )
-from motet.core.groups import frozen_names, group
-from motet.methods.aggregate import Aggregate
+from motet.core.groups import frozen_names
 from motet.methods.local import LocalSGD, Sampled
-from motet.methods.parts import Part
 from motet.methods.tuning import Tuning, frozen_digest
-from motet.nn.private import private_mean
-from motet.nn.robust import flat, unflat
 
 
 class TunedSGD(LocalSGD):
@@ -37,15 +29,6 @@ class TunedSGD(LocalSGD):
     epochs: int = Field(10, ge=0, description="local epochs per round")
     batch: int = Field(64, ge=1, description="rows per step")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum, from 0 at every round")
-
-
-class SiteLevelDP(Part):
-    """Differential privacy whose unit is a whole site, with a hub that is trusted."""
-
-    clip: float = Field(1.0, gt=0, description="largest L2 norm C of a site's update")
-    noise: float = Field(
-        0.5, ge=0, description="noise multiplier z: standard deviation z C per value of the sum"
-    )
 
 
 class FedPEFT(Sampled):
@@ -64,33 +47,16 @@ class FedPEFT(Sampled):
     are alike: then training all weights is more accurate.
 
     Deviations: the paper's code is not published; adapters stand between a block's MLP and its
-    residual sum. Noise and clipping are the trusted hub's, as in DP-FedAvg (McMahan et al., ICLR
-    2018): once on the sum, divided by the cohort that was asked.
+    residual sum. Its differential privacy is the recipe's: protect.privacy.
     """
 
     setting: ClassVar[str] = "fedpeft-fashion"
 
     local: LocalSGD = TunedSGD()
     tuning: Tuning = Tuning()
-    aggregate: Aggregate = Aggregate()
-    dp: SiteLevelDP | None = Field(None, description="clip and noise updates; null for neither")
-
-    def check(self, facts: Facts) -> None:
-        super().check(facts)
-        self.aggregate.check(facts, self.cohort)
-        if self.dp is not None and self.aggregate.name != "mean":
-            raise ConfigError("dp puts its noise on the mean; write aggregate.name: mean, or no dp")
 
     def transform(self, model: nn.Module) -> nn.Module:
-        made = self.tuning.apply(model)
-        statistics = sorted(group(made, "all") - group(made, "trainable"))
-        if self.dp is not None and statistics:
-            raise ConfigError(
-                f"dp: {statistics[0]} would travel, and noise is for what is trained; take an "
-                "encoder without such statistics (cnn with norm: group), or freeze them by another "
-                "tuning.prototype than full"
-            )
-        return made
+        return self.tuning.apply(model)
 
     def run(self, fed: Federation) -> None:
         backbone = frozen_digest(fed.model)
@@ -98,18 +64,8 @@ class FedPEFT(Sampled):
         for _ in fed.rounds(self.rounds):
             start = weights_of(fed.model)
             replies = self.ask(fed, self.train, weights=start, backbone=backbone)
-            load(fed.model, self.average(fed, start, replies))
+            load(fed.model, replies.mean("weights", by="samples"))
             fed.report()
-
-    def average(self, fed: Federation, start: Tree, replies: Replies) -> Tree:
-        """The next weights, by the rule of ``aggregate``; with privacy all sites weigh the same."""
-        if self.dp is None:
-            return self.aggregate.combine(replies, "weights", start, "samples")
-        before = flat(start)
-        sent = torch.stack([flat(weights) for weights in replies.having("weights").values()])
-        cohort = min(self.cohort, len(fed.all))
-        step = private_mean(sent - before, self.dp.clip, self.dp.noise, cohort, fed.rng("noise"))
-        return unflat(before + step, start)
 
     @at_site(sends={"weights": Kind.WEIGHTS}, takes={"backbone": Kind.CONTROL})
     def train(self, site: Site, weights: Tree, backbone: str) -> Tree:

@@ -83,7 +83,11 @@ class FOT(Sampled):
                 self.tell(fed)
             fed.report()
 
-    @at_site(sends={"weights": Kind.WEIGHTS, "sketch": Kind.SKETCH}, takes={"bases": Kind.SKETCH})
+    @at_site(
+        sends={"weights": Kind.WEIGHTS, "sketch": Kind.SKETCH},
+        takes={"bases": Kind.SKETCH},
+        optional=("sketch",),
+    )
     def train(self, site: Site, weights: Tree, task: int, bases: Tree | None) -> Tree:
         """One round on the rows of one task; with bases, a sketch of what the layers read."""
         data = continual.rows_of(site.data, task, self.tasks)

@@ -7,7 +7,18 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import nn
 
-from motet.core import Facts, Federation, Kind, Method, Site, Tree, at_site, load, weights_of
+from motet.core import (
+    Facts,
+    Federation,
+    Kind,
+    Method,
+    Replies,
+    Site,
+    Tree,
+    at_site,
+    load,
+    weights_of,
+)
 from motet.core.errors import ConfigError
 from motet.core.learner import Learner
 from motet.methods.parts import Private, Quorum, ServerTask
@@ -54,20 +65,27 @@ class ModalFedAvg(Method):
             replies = fed.sample(self.cohort).ask(self.train, quorum=self.quorum, **weights)
             for name in encoders:
                 if replies.having(name):
-                    load(encoders[name], replies.mean(name, by="weight"))
+                    load(encoders[name], replies.mean(name, by=self.weights(replies, fed)))
             self.server.train(fed, fed.public, number / self.rounds, first=number == 0)
             fed.report(sites=fed.all)
 
-    @at_site(sends=WEIGHTS, keeps="model")
+    @at_site(sends=WEIGHTS, keeps="model", optional=WEIGHTS)
     def train(self, site: Site, **weights: Tree) -> Tree:
         encoders = encoders_of(site)
         for name in encoders:
             load(encoders[name], weights[name])
         for epoch in range(self.private.epochs):
             self.private.train(site, epoch)
-        factor = self.pair_factor if len(encoders) > 1 else 1.0
         sent: Tree = {name: weights_of(encoders[name]) for name in encoders}
-        return {**sent, "weight": factor * len(site.data)}
+        return {**sent, "samples": len(site.data)}
+
+    def weights(self, replies: Replies, fed: Federation) -> dict[str, float]:
+        """Site -> its rows, those of sites with several modalities times ``pair_factor``."""
+        held = fed.all.traits
+        return {
+            site: reply["samples"] * (self.pair_factor if len(held[site].modalities) > 1 else 1.0)
+            for site, reply in replies.items()
+        }
 
 
 def encoders_of(learner: Learner) -> dict[str, nn.Module]:

@@ -62,6 +62,6 @@ class ModalFedMD(Method):
             self.distil.train(fed, fed.public, sent, self.server.loss)
             fed.report(sites=fed.all)
 
-    @at_site(sends=REPRESENTATIONS, keeps="model")
+    @at_site(sends=REPRESENTATIONS, keeps="model", optional=REPRESENTATIONS)
     def transfer(self, site: Site, image: Tensor, text: Tensor) -> Tree:
         return revisit(site, {"image": image, "text": text}, self.digest, self.private)

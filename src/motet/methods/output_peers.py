@@ -85,7 +85,7 @@ class OutputPeers(Method):
             peers.ask(self.iterate, each=letters, quorum=self.quorum)
             fed.report(sites=peers, hub=False)
 
-    @at_site(sends={"card": Kind.LABELS}, keeps="model")
+    @at_site(sends={"card": Kind.LABELS}, keeps="model", optional=("card",))
     def meet(self, site: Site) -> Tree:
         """Which classes this peer has, bool [C], and a hash of its body; attackers keep silent."""
         if self.is_noisy(site):
@@ -111,7 +111,7 @@ class OutputPeers(Method):
         site.state["common"] = common
         return {}
 
-    @at_site(sends={"layer": Kind.WEIGHTS})
+    @at_site(sends={"layer": Kind.WEIGHTS}, optional=("layer",))
     def post(self, site: Site) -> Tree:
         """The layer [H, C] that arrives now; nothing in the first iterations."""
         layer = due(site.state.get("outbox", []), self.latency)

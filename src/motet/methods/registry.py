@@ -59,6 +59,7 @@ METHODS = {
     "knfu": "motet.methods.knfu:KnFu",
     "bristle": "motet.methods.bristle:Bristle",
     "gossip": "motet.methods.gossip:Gossip",
+    "rffl": "motet.methods.rffl:RFFL",
 }
 
 

@@ -116,12 +116,17 @@ class SplitTuning(Cohort):
         """Positions of the rows that go through the hub in this round: int64 [kept]."""
         return labelled(site)[0]
 
-    @at_site(sends={"smashed": Kind.ACTIVATIONS}, keeps="model")
+    @at_site(sends={"smashed": Kind.ACTIVATIONS}, keeps="model", varies=("smashed",))
     def smash(self, site: Site, step: int) -> Tree:
         with torch.no_grad():
             return {"smashed": head(site.model, rows_of(site, step))}
 
-    @at_site(sends={"gradient": Kind.GRADIENTS}, takes={"passed": Kind.ACTIVATIONS}, keeps="model")
+    @at_site(
+        sends={"gradient": Kind.GRADIENTS},
+        takes={"passed": Kind.ACTIVATIONS},
+        keeps="model",
+        varies=("gradient",),
+    )
     def tail(self, site: Site, step: int, passed: Tensor) -> Tree:
         tokens = passed.detach().requires_grad_()
 

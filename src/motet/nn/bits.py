@@ -1,4 +1,4 @@
-"""Whole numbers in as few bits as they need: what rankings travel as."""
+"""Whole numbers in as few bits as they need: what rankings and sparse updates travel as."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from motet.core.errors import WireError
 from motet.core.tree import Tree
 
 MAX_WIDTH = 32
+_LANES = 8
 
 
 def width_for(count: int) -> int:
@@ -29,9 +30,15 @@ def pack_bits(values: Tensor, width: int) -> Tensor:
     numbers = values.detach().cpu().numpy().astype(np.int64).reshape(-1)
     if numbers.size and not 0 <= numbers.min() <= numbers.max() < 2**width:
         raise ValueError(f"numbers from {numbers.min()} to {numbers.max()} need over {width} bits")
-    octets = numbers.astype(">u4").view(np.uint8).reshape(-1, 4)
-    bits = np.unpackbits(octets, axis=1)[:, MAX_WIDTH - width :]
-    return torch.from_numpy(np.packbits(bits.reshape(-1)))
+    lanes = np.zeros((_LANES, -(-numbers.size // _LANES)), dtype=np.uint32)
+    for lane in range(_LANES):
+        own = numbers[lane::_LANES]
+        lanes[lane, : own.size] = own
+    octets = np.zeros((lanes.shape[1], width), dtype=np.uint8)
+    for lane, octet, shift in _places(width):
+        moved = lanes[lane] << shift if shift >= 0 else lanes[lane] >> -shift
+        octets[:, octet] |= moved.astype(np.uint8)
+    return torch.from_numpy(octets.reshape(-1)[: -(-numbers.size * width // 8)].copy())
 
 
 def unpack_bits(packed: Tensor, width: int, count: int) -> Tensor:
@@ -43,13 +50,31 @@ def unpack_bits(packed: Tensor, width: int, count: int) -> Tensor:
             f"{count} numbers of {width} bits are uint8 ({size},), not {packed.dtype} "
             f"{tuple(packed.shape)}"
         )
-    bits = np.unpackbits(packed.cpu().numpy())
-    if bits[count * width :].any():
+    spare = 8 * size - count * width
+    if spare and int(packed[-1]) % 2**spare:
         raise WireError("the bits left over at the end of packed numbers are not 0")
-    wide = np.zeros((count, MAX_WIDTH), dtype=np.uint8)
-    wide[:, MAX_WIDTH - width :] = bits[: count * width].reshape(count, width)
-    numbers = np.packbits(wide, axis=1).view(">u4").reshape(-1)
-    return torch.from_numpy(numbers.astype(np.int64))
+    groups = -(-count // _LANES)
+    octets = np.zeros(groups * width, dtype=np.uint8)
+    octets[:size] = packed.cpu().numpy()
+    columns = octets.reshape(groups, width).T.astype(np.uint32)
+    numbers = np.zeros((groups, _LANES), dtype=np.int64)
+    for lane, octet, shift in _places(width):
+        column = columns[octet]
+        # Bits of the number before are shifted out above, or cut off below.
+        numbers[:, lane] |= (column >> shift if shift >= 0 else column << -shift) & (2**width - 1)
+    return torch.from_numpy(numbers.reshape(-1)[:count].copy())
+
+
+def _places(width: int) -> list[tuple[int, int, int]]:
+    """Where numbers lie: (number, octet, by how many bits the number is shifted left in it).
+
+    Eight numbers of any width fill whole octets, so that the pattern repeats after them.
+    """
+    return [
+        (lane, octet, 8 * (octet + 1) - (lane + 1) * width)
+        for lane in range(_LANES)
+        for octet in range(lane * width // 8, -(-(lane + 1) * width // 8))
+    ]
 
 
 def _check_width(width: int) -> None:
@@ -79,7 +104,45 @@ def unpack_order(packed: Any, of: int | None = None) -> Tensor:
         case _:
             raise WireError("what should be an order is not packed bits with count and of")
     order = unpack_bits(bits, width_for(total), count)
-    seen = torch.bincount(order, minlength=total) if count else order
-    if len(seen) > total or bool((seen > 1).any()):
+    if count and (int(order.max()) >= total or _repeats(order, total)):
         raise WireError("an order names a thing twice, or one that there is not")
     return order
+
+
+def _repeats(order: Tensor, of: int) -> bool:
+    # Counting is faster than sorting, yet takes memory for things that are not named as well,
+    # and how many those are is no more than a claim.
+    if of <= 8 * len(order):
+        return bool((torch.bincount(order, minlength=of) > 1).any())
+    return len(order.unique()) < len(order)
+
+
+def pack_set(members: Tensor, of: int) -> Tree:
+    """Some of ``of`` things, rising int64 [k] below ``of``, as it travels.
+
+    {"bitmap": one bit for each thing} or {"indices": packed numbers}, whichever is smaller.
+    """
+    if len(members) * width_for(of) < of:
+        return {"indices": pack_bits(members, width_for(of))}
+    there = torch.zeros(of, dtype=torch.int64)
+    there[members] = 1
+    return {"bitmap": pack_bits(there, 1)}
+
+
+def unpack_set(packed: Any, of: int, count: int) -> Tensor:
+    """The ``count`` members of ``pack_set``, rising int64 [count]; WireError for anything else.
+
+    ``of`` is what the reader knows, not what the sender says: it bounds the memory.
+    """
+    match packed:
+        case {"bitmap": Tensor() as bits, **others} if not others:
+            members = unpack_bits(bits, 1, of).nonzero().squeeze(1)
+        case {"indices": Tensor() as bits, **others} if not others:
+            members = unpack_bits(bits, width_for(of), count)
+            if count and (int(members[-1]) >= of or bool((members.diff() <= 0).any())):
+                raise WireError(f"indices do not rise from one to the next, all below {of}")
+        case _:
+            raise WireError("what should be a set is neither a bitmap nor indices")
+    if len(members) != count:
+        raise WireError(f"a bitmap names {len(members)} things where {count} were to be named")
+    return members

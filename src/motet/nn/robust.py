@@ -45,19 +45,35 @@ def krum_scores(updates: Tensor, byzantine: int) -> Tensor:
     Blanchard, El Mhamdi, Guerraoui, Stainer, NeurIPS 2017. An update that is not finite is
     infinitely far. Raises ConfigError for n < 2 * byzantine + 3 updates.
     """
-    count = len(updates)
-    if byzantine < 0 or count < 2 * byzantine + 3:
-        raise ConfigError(
-            f"Krum against {byzantine} dishonest sites needs at least {2 * byzantine + 3} updates, "
-            f"and there are {count}; ask more sites, or assume fewer"
-        )
+    _enough(len(updates), byzantine, 2, "Krum")
+    return _scores(squared_distances(updates), len(updates) - byzantine - 2)
+
+
+def squared_distances(updates: Tensor) -> Tensor:
+    """Squared distances between updates [n, d]: float64 [n, n]; to what is not finite, infinite.
+
+    The diagonal is infinite as well, so that nobody is near to itself.
+    """
     # In float32 the difference of large squares would lose the order.
     wide = updates.double()
     square = wide.square().sum(dim=1)
     distance = (square.unsqueeze(0) + square.unsqueeze(1) - 2 * wide @ wide.T).clamp(min=0)
-    distance = torch.where(distance.isfinite(), distance, torch.inf)
+    distance = torch.where(distance.isfinite(), (distance + distance.T) / 2, torch.inf)
     distance.fill_diagonal_(torch.inf)
-    return distance.sort(dim=1).values[:, : count - byzantine - 2].sum(dim=1)
+    return distance
+
+
+def _scores(distance: Tensor, neighbours: int) -> Tensor:
+    return distance.sort(dim=1).values[:, :neighbours].sum(dim=1)
+
+
+def _enough(count: int, byzantine: int, times: int, rule: str) -> None:
+    least = times * byzantine + 3
+    if byzantine < 0 or count < least:
+        raise ConfigError(
+            f"{rule} against {byzantine} dishonest sites needs at least {least} updates, "
+            f"and there are {count}; ask more sites, or assume fewer"
+        )
 
 
 def krum(updates: Tensor, byzantine: int) -> Tensor:
@@ -72,6 +88,55 @@ def multi_krum(updates: Tensor, byzantine: int, chosen: int) -> Tensor:
         raise ConfigError(f"{chosen} of {len(updates)} updates cannot be chosen")
     best = scores.argsort(stable=True)[:chosen]
     return updates[best].mean(dim=0)
+
+
+def iterative_krum(updates: Tensor, byzantine: int, *, counts_itself: bool = False) -> list[int]:
+    """Which updates are taken, in this order, when all left are scored anew after each.
+
+    It ends when 2 * byzantine + 2 are left, which cannot be scored. counts_itself: the nearest of
+    an update's neighbours is the update itself, as in published code, so that one other fewer
+    counts. Shejwalkar and Houmansadr, NDSS 2021. Raises ConfigError as ``krum_scores`` does.
+    """
+    _enough(len(updates), byzantine, 2, "Krum")
+    return _taken(updates, len(updates) - 2 * byzantine - 2, byzantine, int(counts_itself))
+
+
+def iterative_multi_krum(updates: Tensor, byzantine: int, *, counts_itself: bool = False) -> Tensor:
+    """The mean [d] of what ``iterative_krum`` takes."""
+    return updates[iterative_krum(updates, byzantine, counts_itself=counts_itself)].mean(dim=0)
+
+
+def _taken(updates: Tensor, count: int, byzantine: int, itself: int, least: int = 0) -> list[int]:
+    """The best ``count`` one after the other, each by the distances to those that are left.
+
+    Of equal scores the one nearer to all that are left goes first: two that are each other's
+    nearest would otherwise go by their numbers.
+    """
+    distance = squared_distances(updates)
+    left = list(range(len(updates)))
+    taken: list[int] = []
+    for _ in range(count):
+        neighbours = max(len(left) - byzantine - 2 - itself, least)
+        among = distance[left][:, left]
+        scores = _scores(among, neighbours).tolist()
+        totals = among.where(among.isfinite(), 0.0).sum(dim=1).tolist()
+        taken.append(left.pop(min(range(len(left)), key=lambda i: (scores[i], totals[i]))))
+    return taken
+
+
+def bulyan(updates: Tensor, byzantine: int) -> Tensor:
+    """Per coordinate the mean of those nearest to the median of what repeated Krum selects: [d].
+
+    n - 2 * byzantine are selected, each by the scores among those that are left (by the nearest
+    one at least, when few are left), and n - 4 * byzantine enter the mean. El Mhamdi, Guerraoui,
+    Rouault, ICML 2018. Raises ConfigError for n < 4 * byzantine + 3 updates.
+    """
+    _enough(len(updates), byzantine, 4, "Bulyan")
+    count = len(updates) - 2 * byzantine
+    chosen = updates[_taken(updates, count, byzantine, 0, least=1)]
+    off = (chosen - median(chosen)).abs()
+    nearest = off.argsort(dim=0, stable=True)[: count - 2 * byzantine]
+    return chosen.gather(0, nearest).mean(dim=0)
 
 
 def ranks_of(order: Tensor, size: int, unnamed: Unnamed = "zero") -> Tensor:

@@ -2,90 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from motet.core import wire
-from motet.core.errors import ConfigError, WireError
+from motet.core.errors import ConfigError
 from motet.core.events import Events
+from motet.core.guard import Passage, Protection
 from motet.core.kinds import Kind
 from motet.core.messages import Engine, Reply, Request, Traits
 from motet.core.method import Method
-from motet.core.middleware import Middleware, pack_all, unpack_all
-from motet.core.rng import generator, numpy_generator
-from motet.core.tree import Tree
-from motet.nn.bits import pack_order, unpack_order
-from motet.nn.robust import elected, flat, ranks_of, trimmed_mean, unflat
+from motet.core.middleware import pack_all, unpack_all
+from motet.core.rng import generator
+from motet.core.store import write_atomic
+from motet.core.tree import Tree, map_tensors, part_like
+from motet.nn.robust import flat, unflat
+from motet.protect import forgeries
+from motet.protect.attack_spec import JOINT, ROW_ATTACKS, AttackSpec
+from motet.protect.packing import Packer
 
-AttackName: TypeAlias = Literal[
-    "reversed-ranks", "rotated-ranks", "scaled", "tailored", "noise", "sign-flip"
-]
-UPDATES = frozenset({Kind.WEIGHTS, Kind.GRADIENTS})
-RANKS = ("reversed-ranks", "rotated-ranks")
-
-
-class AttackSpec(BaseModel):
-    """Which sites are dishonest, and what they send in place of their honest replies.
-
-    reversed-ranks: the reverse of the sum of the attackers' own ranks. rotated-ranks (ours): its
-    middle at the ends and its ends in the middle, against those who keep both ends. scaled:
-    -factor times the attackers' mean update. sign-flip: -factor times the own update. noise: a
-    normal draw in place of the update. tailored: as far off the mean update as moves a trimmed
-    mean furthest. Updates are differences to the weights that the hub sent under the same key, or
-    what is sent where it sent none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: AttackName = Field(description="what attackers send")
-    share: float | None = Field(None, gt=0, lt=1, description="share of the sites that attack")
-    sites: tuple[str, ...] = Field((), description="names of the attackers, in place of a share")
-    factor: float = Field(10.0, gt=0, description="scaled, sign-flip: times the update, turned")
-    std: float | None = Field(
-        None, gt=0, description="noise: standard deviation; null for the honest update's size"
-    )
-    trim: int | None = Field(
-        None, ge=1, description="tailored: how many the hub trims per end; null for the attackers"
-    )
-    knowledge: Literal["own", "all"] = Field(
-        "own", description="tailored: whose honest updates attackers know"
-    )
-    minority: bool = Field(
-        False, description="at most the largest minority of the sites asked attacks (FRL's code)"
-    )
-
-    @model_validator(mode="after")
-    def _names_attackers(self) -> AttackSpec:
-        if (self.share is None) == (not self.sites):
-            raise ValueError("an attack names either a share of the sites, or sites")
-        return self
-
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """The kinds of keys that this attack changes."""
-        return frozenset({Kind.VOTES}) if self.name in RANKS else UPDATES
-
-    def attackers(self, sites: Sequence[str], seed: int) -> frozenset[str]:
-        """The dishonest ones of these sites, by seed alone; ConfigError for strangers or none."""
-        names = sorted(sites)
-        if self.share is None:
-            strangers = sorted(set(self.sites) - set(names))
-            if strangers:
-                raise ConfigError(f"attack.sites names {strangers[0]!r}; there are {names}")
-            return frozenset(self.sites)
-        count = round(self.share * len(names))
-        if not count:
-            raise ConfigError(f"attack.share={self.share} of {len(names)} sites is none")
-        chosen = numpy_generator(seed, "attackers").choice(len(names), count, replace=False)
-        return frozenset(names[i] for i in chosen)
+__all__ = ["AttackSpec", "Hostile", "forge"]
 
 
 @dataclass
@@ -102,8 +45,10 @@ class Hostile:
     """An engine of which a share of the sites attacks.
 
     Attackers first answer honestly, see each other's answers to the same question, and then put
-    theirs together. Requests and replies are looked at as the method sees them, without the
-    codecs of ``middleware``. Raises ConfigError when the method sends nothing to attack.
+    theirs together. Requests and replies are looked at as the method sees them, without codecs and
+    packed updates; what attackers send is packed as the recipe says, but gets no noise. folder:
+    where attackers keep what they were sent, so that a resumed run is attacked alike. Raises
+    ConfigError when the method sends nothing to attack.
     """
 
     def __init__(
@@ -113,19 +58,23 @@ class Hostile:
         method: Method,
         *,
         seed: int,
-        middleware: Sequence[Middleware] = (),
+        protection: Protection | None = None,
         events: Events | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.engine = engine
         self.attack = attack
         self.attackers = attack.attackers(list(engine.sites()), seed)
         self._seed = seed
-        self._middleware = middleware
+        self._middleware = () if protection is None else protection.middleware
+        guards = () if protection is None else protection.guards
+        self._packers = [guard for guard in guards if isinstance(guard, Packer)]
         self._events = events
         self._sends = {name: found.sends for name, found in method.operations().items()}
         self._asks: dict[str, _Ask] = {}
         self._ready: deque[Reply] = deque()
-        if not any(self._hit(op) for op in self._sends):
+        self._past = _Past(None if folder is None else folder / "attackers")
+        if attack.kinds and not any(self._hit(op) for op in self._sends):
             kinds = " or ".join(sorted(attack.kinds))
             raise ConfigError(
                 f"the attack {attack.name!r} changes {kinds}, and {type(method).__name__} sends "
@@ -188,7 +137,7 @@ class Hostile:
         """Lets the replies to one question go, those of attackers changed."""
         ask = self._asks.pop(tag)
         honest = {
-            site: unpack_all(self._middleware, reply.value)
+            site: self._arrived(reply.value, ask.requests[site])
             for site, reply in sorted(ask.replies.items())
             if reply.value is not None
         }
@@ -201,13 +150,38 @@ class Hostile:
                 forged[site][key] = value
         for site, reply in ask.replies.items():
             if forged.get(site):
-                value = {**honest[site], **forged[site]}
-                packed = pack_all(self._middleware, value, self._sends[op])
+                packed = self._leaving({**honest[site], **forged[site]}, ask.requests[site])
                 reply = replace(reply, value=packed, up=wire.frame_size(packed))
             self._ready.append(reply)
         if liars and self._events is not None:
             note = {"round": ask.requests[liars[0]].round, "op": op, "tag": tag, "sites": liars}
             self._events.add("attacked", attack=self.attack.name, **note)
+
+    def _arrived(self, value: Tree, request: Request) -> Tree:
+        """A reply as the method would read it."""
+        value = unpack_all(self._middleware, value)
+        for packer in reversed(self._packers):
+            value = packer.arrive(value, self._passage(request))
+        return value
+
+    def _leaving(self, value: Tree, request: Request) -> Tree:
+        """A forged reply as it travels."""
+        for packer in self._packers:
+            value = packer.leave(value, self._passage(request))
+        return pack_all(self._middleware, value, self._sends[request.op])
+
+    def _passage(self, request: Request) -> Passage:
+        site, op, tag = request.site, request.op, request.tag
+
+        def rng(*key: str | int) -> torch.Generator:
+            return generator(self._seed, site, "forged", op, tag, *key)
+
+        sends = self._sends[op]
+        return Passage(site, op, tag, request.round, sends, self._payload(request), {}, rng, {})
+
+    def _payload(self, request: Request) -> Tree:
+        """What a site was asked with, as it reads it."""
+        return unpack_all(self._middleware, {**request.shared, **request.own})
 
     def _forge(
         self, key: str, ask: _Ask, sent: Mapping[str, Any], liars: Sequence[str]
@@ -218,101 +192,142 @@ class Hostile:
             return {}
         if Kind.VOTES in self.attack.kinds:
             back = self.attack.name == "reversed-ranks"
-            return dict.fromkeys(own, turned_orders([sent[site] for site in own], back))
+            turned = forgeries.turned_orders([sent[site] for site in own], back)
+            return dict.fromkeys(own, turned)
+        tag = ask.requests[own[0]].tag
+        if self.attack.name in ROW_ATTACKS:
+            return {site: self._poisoned_rows(sent[site], site, tag, key) for site in own}
         bases = {site: self._reference(ask.requests[site], key, sent[site]) for site in sent}
         updates = {site: flat(value) - bases[site] for site, value in sent.items()}
+        made = self._forged_updates(key, ask, own, bases, updates)
+        return {site: unflat(bases[site] + made[site], sent[site]) for site in own}
+
+    def _forged_updates(
+        self,
+        key: str,
+        ask: _Ask,
+        own: Sequence[str],
+        bases: Mapping[str, Tensor],
+        updates: Mapping[str, Tensor],
+    ) -> dict[str, Tensor]:
+        requests, attack = ask.requests, self.attack
+        rngs = {site: generator(self._seed, site, requests[site].tag, key) for site in own}
+        if attack.name == "free-rider" and attack.update == "last":
+            # A base of no size stands for nothing that was sent.
+            return {
+                site: self._past.step(f"{site} {requests[site].op} {key}", requests[site], base)
+                + torch.zeros_like(updates[site])
+                for site, base in bases.items()
+                if site in own
+            }
+        if attack.name not in JOINT:
+            rows = {site: updates[site].unsqueeze(0) for site in own}
+            return {site: forge(attack, row, row, [rngs[site]])[0] for site, row in rows.items()}
         if len({len(update) for update in updates.values()}) > 1:
             raise ConfigError(f"attackers cannot put {key!r} together: sites' sizes of it differ")
         others = [update for site, update in updates.items() if site not in own]
         mine = torch.stack([updates[site] for site in own])
         known = torch.stack(others) if others else mine
-        rngs = [generator(self._seed, site, ask.requests[site].tag, key) for site in own]
-        made = forge(self.attack, mine, known, rngs)
-        return {
-            site: unflat(bases[site] + update, sent[site])
-            for site, update in zip(own, made, strict=True)
-        }
+        made = forge(attack, mine, known, list(rngs.values()), asked=len(requests))
+        return dict(zip(own, made, strict=True))
+
+    def _poisoned_rows(self, value: Any, site: str, tag: str, key: str) -> Any:
+        """The value with every matrix of rows changed; permutations are all attackers' alike."""
+        own = generator(self._seed, site, tag, key)
+
+        def change(rows: Tensor) -> Tensor:
+            if not rows.is_floating_point() or rows.dim() < 2:
+                return rows
+            if self.attack.name == "permuted-rows":
+                return forgeries.permuted_rows(rows, generator(self._seed, tag, "rows"))
+            if self.attack.name == "random-representations":
+                return forgeries.random_rows(rows, own)
+            return forgeries.swapped_rows(rows)
+
+        return map_tensors(change, value)
 
     def _reference(self, request: Request, key: str, value: Any) -> Tensor:
         """What an update under this key is the difference to: [d], or 0 where nothing was sent."""
-        payload = unpack_all(self._middleware, {**request.shared, **request.own})
-        found = _part(payload.get(key), value)
+        found = part_like(self._payload(request).get(key), value)
         return torch.zeros(()) if found is None else flat(found)
 
 
-def _part(sent: Any, like: Any) -> Any:
-    """The part of a payload that has the names and shapes of another; None without any."""
-    if isinstance(like, dict) and isinstance(sent, dict):
-        parts = {name: _part(sent.get(name), value) for name, value in like.items()}
-        return None if any(part is None for part in parts.values()) else parts
-    same = isinstance(like, Tensor) and isinstance(sent, Tensor) and like.shape == sent.shape
-    return sent if same else None
-
-
 def forge(
-    attack: AttackSpec, own: Tensor, known: Tensor, rngs: Sequence[torch.Generator]
+    attack: AttackSpec,
+    own: Tensor,
+    known: Tensor,
+    rngs: Sequence[torch.Generator],
+    *,
+    asked: int | None = None,
 ) -> Tensor:
     """What attackers send in place of their honest updates ``own``: [attackers, d].
 
     known: honest updates [k, d] that they take for those of the others. rngs: one per attacker.
+    asked: how many sites were; None for the attackers and those that they know of.
     """
-    if attack.name == "scaled":
-        return (-attack.factor * own.mean(dim=0)).expand_as(own)
-    if attack.name == "sign-flip":
-        return -attack.factor * own
-    if attack.name == "tailored":
-        return tailored(known, len(own), attack.trim).expand_as(own)
-    drawn = torch.stack([torch.randn(own.shape[1:], generator=rng) for rng in rngs])
-    size = own.norm(dim=1, keepdim=True) / math.sqrt(max(own.shape[1], 1))
-    return drawn * (size if attack.std is None else attack.std)
+    count = len(own)
+    total = count + len(known) if asked is None else asked
+    match attack.name:
+        case "sign-flip":
+            return -attack.factor * own
+        case "label-flip" | "backdoor":
+            return attack.boost * own
+        case "noise":
+            return forgeries.normal_noise(own, attack.std, rngs)
+        case "free-rider" if attack.update == "noise":
+            return forgeries.uniform_noise(own, attack.std or 1e-3, rngs)
+        case "free-rider":
+            return torch.zeros_like(own)
+        case "fang" if attack.against == "trimmed-mean":
+            return forgeries.directed_extremes(known, rngs, known=attack.knowledge == "all")
+    return _one_for_all(attack, own, known, total).expand_as(own)
 
 
-def tailored(honest: Tensor, attackers: int, trim: int | None = None) -> Tensor:
-    """The update [d] by which so many attackers move a trimmed mean of ``honest`` [n, d] furthest.
-
-    mean - lambda * standard deviation; lambda is searched from 5 in steps that halve down to
-    1e-5, and grows while the trimmed mean moves further. trim: None for ``attackers``.
-    Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021.
-    """
-    mean = honest.mean(dim=0)
-    deviation = honest.std(dim=0, correction=min(1, len(honest) - 1))
-    most = (attackers + len(honest) - 1) // 2
-    cut = min(attackers if trim is None else trim, most)
-
-    def moved(strength: float) -> float:
-        forged = (mean - strength * deviation).expand(attackers, -1)
-        return float((trimmed_mean(torch.cat([forged, honest]), cut) - mean).norm())
-
-    return mean - furthest(moved) * deviation
-
-
-def furthest(moved: Callable[[float], float], start: float = 5.0, least: float = 1e-5) -> float:
-    """The last strength at which ``moved`` was larger than ever before; 0 for none."""
-    best, largest, strength, step = 0.0, 0.0, start, start / 2
-    while step > least:
-        distance = moved(strength)
-        if distance > largest:
-            best, largest = strength, distance
-            strength += step
-        else:
-            strength -= step
-        step /= 2
-    return best
+def _one_for_all(attack: AttackSpec, own: Tensor, known: Tensor, total: int) -> Tensor:
+    """The one update [d] that all attackers send."""
+    count = len(own)
+    match attack.name:
+        case "scaled":
+            return -attack.factor * own.mean(dim=0)
+        case "alie":
+            # Attackers alone with each other have nobody to hide from.
+            strength = forgeries.alie_strength(total, count) if total > count else 0.0
+            return forgeries.alie(known, strength)
+        case "ipm":
+            return forgeries.inner_product(known, attack.eps)
+        case "min-max":
+            return forgeries.min_max(known, attack.perturbation)
+        case "min-sum":
+            return forgeries.min_sum(known, attack.perturbation)
+        case "fang":
+            return forgeries.directed_krum(known, count)
+        case "tailored" if attack.against == "krum":
+            return forgeries.tailored_krum(known, count)
+        case "tailored":
+            return forgeries.tailored(known, count, attack.trim)
+    raise ConfigError(f"the attack {attack.name!r} forges no updates")
 
 
-def turned_orders(ballots: Sequence[Any], back: bool = True) -> Any:
-    """What these ballots elect together, the other way round, in every packed order of their tree.
+class _Past:
+    """What attackers were sent in the last rounds, by name: in memory, and in a file if wanted."""
 
-    back: reversed; else rotated by half. A ballot that names some things alone gets one that names
-    as many.
-    """
-    first = ballots[0]
-    if not isinstance(first, dict):
-        raise WireError("votes that are to be turned must be packed orders")
-    if "bits" not in first:
-        return {name: turned_orders([ballot[name] for ballot in ballots], back) for name in first}
-    orders = [unpack_order(ballot) for ballot in ballots]
-    size = int(first["of"])
-    order = elected([ranks_of(order, size) for order in orders])
-    turned = order.flip(0) if back else order.roll(size // 2)
-    return pack_order(turned[size - len(orders[0]) :], size)
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._kept: dict[str, dict[str, Tensor]] = {}
+        if path is not None and path.exists():
+            self._kept = wire.decode(path.read_bytes())
+
+    def step(self, name: str, request: Request, now: Tensor) -> Tensor:
+        """The change per round since an earlier round; 0 for the first."""
+        kept = {int(number): value for number, value in self._kept.get(name, {}).items()}
+        earlier = [number for number in kept if number < request.round]
+        kept[request.round] = now
+        # The round before, too: a resumed run may ask again for the last one.
+        newest = sorted(kept)[-3:]
+        self._kept[name] = {str(number): kept[number].clone() for number in newest}
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self._path, wire.encode(self._kept))
+        if not earlier or kept[max(earlier)].shape != now.shape:
+            return torch.zeros_like(now)
+        return (now - kept[max(earlier)]) / (request.round - max(earlier))

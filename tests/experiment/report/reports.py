@@ -16,7 +16,7 @@ title: A title
 seed: 7
 method: {name: creamfl, rounds: 3}
 data: {name: emoji, unit: concept, public: 300}
-wire: {}
+protect: {}
 """
 SITES = {
     "image-1": {"modalities": ["image"], "rows": 1200, "model": "hog-mlp-64"},

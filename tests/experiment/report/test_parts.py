@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.experiment.report.reports import (
     GALLERY,
     RECIPE,
+    Page,
     folder,
     history,
     metric,
@@ -19,6 +21,7 @@ from tests.experiment.report.reports import (
 
 from motet.core.kinds import Kind
 from motet.experiment.report.charts import apart, line_chart
+from motet.experiment.report.protection import spent_rows
 from motet.experiment.report.text import digits_for, duration, number, size
 from motet.experiment.report.traffic import ABOUT, ASKED, REST, traffic_of
 
@@ -37,14 +40,58 @@ def test_bytes_per_kind_and_direction_come_from_frames(tmp_path: Path) -> None:
     assert "frame around them 1.05 kB 900 B" in page.text
     assert "all 18.1 kB 9.00 kB" in page.text
     assert "no site sent raw rows, labels, weights, gradients, logits" in page.text
-    assert "No noise was added" in page.text
+    assert "No noise hides" in page.text
     assert "contrast 6 representations 18.0 kB 6.00 kB" in page.text
 
 
-def test_a_recipe_with_parts_unknown_here_is_not_called_bare(tmp_path: Path) -> None:
-    page = report(folder(tmp_path, recipe=RECIPE + "protect: {}\nwire: {representations: fp16}\n"))
-    assert "No noise was added" not in page.text
-    assert "Shortened on the way: representations as fp16" in page.text
+def with_protection(
+    tmp_path: Path, protect: str, events: list[dict[str, Any]] | None = None
+) -> Page:
+    recipe = RECIPE.replace("protect: {}", f"protect: {protect}")
+    return report(folder(tmp_path, recipe=recipe, events=events))
+
+
+def test_protection_that_cannot_be_read_is_not_called_bare(tmp_path: Path) -> None:
+    page = with_protection(tmp_path, "{spells: 3}")
+    assert "No noise hides" not in page.text
+    assert "cannot read" in page.text
+
+
+def test_what_protected_the_run_is_told(tmp_path: Path) -> None:
+    bare = report(folder(tmp_path / "bare"))
+    assert "No noise hides" in bare.text
+    assert "Nothing beyond the checks of every reply" in bare.text
+    page = with_protection(
+        tmp_path / "more", "{compress: {representations: fp16}, robust: {name: median}}"
+    )
+    assert "representations as fp16" in page.text
+    assert "takes the rule median" in page.text
+    local = with_protection(tmp_path / "local", "{privacy: {mode: local}}")
+    assert "No noise hides" not in local.text
+    assert "The hub is not trusted" in local.text
+
+
+def test_what_is_spent_stands_in_a_table(tmp_path: Path) -> None:
+    spent = [
+        {
+            "event": "privacy",
+            "round": n,
+            "party": "hub",
+            "epsilon": n + 1.0,
+            "delta": 0.01,
+            "unit": "site",
+            "bound": "rdp",
+        }
+        for n in range(3)
+    ]
+    rows = spent_rows(spent)
+    assert [rows[0][name] for name in ("releases", "first", "middle", "last")] == [
+        "3",
+        "1",
+        "2",
+        "3",
+    ]
+    assert spent_rows([{**spent[0], "epsilon": None}])[0]["last"] == "∞"
 
 
 def test_every_kind_has_its_words() -> None:

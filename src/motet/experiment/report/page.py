@@ -20,16 +20,14 @@ from motet.experiment.report.parts import (
     site_rows,
 )
 from motet.experiment.report.pictures import gallery_view, preview_view
+from motet.experiment.report.protection import protection_view
 from motet.experiment.report.run import RunFiles, read_run
-from motet.experiment.report.text import day, duration, listed, plural
+from motet.experiment.report.text import day, duration, plural
 from motet.experiment.report.traffic import traffic_of, traffic_view
 
 REPORT = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_FAILURES = 50
-# The parts of a recipe as of today. One with further parts may protect its messages, and the
-# report must not say that they are bare.
-BARE = {"title", "seed", "method", "data", "populations", "server", "wire", "engine"}
 Plain = dict[str, Any]
 
 
@@ -94,8 +92,7 @@ def run_view(run: RunFiles) -> Plain:
             "hues": hues(run),
             "sites": site_rows(run, traffic),
             "traffic": traffic_view(list(run.sites), traffic) if traffic.down.messages else None,
-            "bare": set(run.recipe) <= BARE,
-            "codecs": _codecs(run),
+            "protection": protection_view(run),
             "preview": preview_view(run.preview),
             "failures": failures[:MOST_FAILURES],
             "more_failures": max(len(failures) - MOST_FAILURES, 0),
@@ -167,11 +164,6 @@ def _status(run: RunFiles) -> Plain:
         "new": "This run has not begun.",
     }
     return {"state": state, "text": told[state]}
-
-
-def _codecs(run: RunFiles) -> str:
-    codecs = _part(run, "wire")
-    return listed([f"{kind} as {codec}" for kind, codec in codecs.items()])
 
 
 def _text_url(text: str) -> str:

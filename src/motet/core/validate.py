@@ -1,0 +1,206 @@
+"""What a reply must look like before anything is made of it, at its site and again at the hub."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from motet.core.batch import Dataset
+from motet.core.errors import SiteError, WireError
+from motet.core.kinds import Kind
+from motet.core.messages import Traits
+from motet.core.method import Operation
+from motet.core.tree import Tree, leaves
+from motet.core.wire import digest
+
+MAX_LOOSE_NUMBERS = 256
+# The number of rows behind a reply, by which means are weighed.
+SAMPLES = "samples"
+Signature: TypeAlias = tuple[tuple[tuple[str, ...], str, tuple[int, ...]], ...]
+
+
+def check_declared(value: Any, operation: Operation, op: str, site: str) -> None:
+    """Only declared keys leave: tensors and texts under them, beside them single numbers.
+
+    Raises SiteError naming the key.
+    """
+    if not isinstance(value, dict):
+        raise SiteError(f"{op} must return a dict, not {type(value).__name__}")
+    loose = 0
+    for path, leaf in leaves(value):
+        if path[0] in operation.sends:
+            continue
+        loose += 1
+        if isinstance(leaf, Tensor | str) or loose > MAX_LOOSE_NUMBERS:
+            raise SiteError(
+                f"{op} at {site} returns {'.'.join(path)}, which its @at_site(sends=...) "
+                "does not declare; declare the key with its kind"
+            )
+
+
+def row_order(public: Dataset | None) -> str:
+    """A hash of the public rows' ids in their order; "" without any."""
+    return "" if public is None else digest({"rows": public.rows})
+
+
+def refused(
+    values: Mapping[str, Tree],
+    operation: Operation,
+    op: str,
+    received: Mapping[str, Tree],
+    traits: Mapping[str, Traits],
+    checks: Mapping[Kind, Callable[[Any], None]],
+) -> dict[str, str]:
+    """Site -> why its reply must not be used; only the sites whose reply is at fault.
+
+    A reply has all declared keys, the optional ones where they are a modality that its site holds,
+    and no further tensors or texts; its numbers are finite; it claims no more rows than the site
+    announced. What the hub sent under the same key says which names, shapes and dtypes are right;
+    without that, what more than half of the sites sent.
+    """
+    found: dict[str, str] = {}
+    for site, value in values.items():
+        try:
+            check_declared(value, operation, op, site)
+            _check_alone(value, operation, received[site], traits.get(site), checks)
+        except (SiteError, WireError) as error:
+            found[site] = str(error)
+    for key, kind in operation.sends.items():
+        # Every site has metrics of its own.
+        if key in operation.varies or kind is Kind.METRIC:
+            continue
+        sent = {site: v[key] for site, v in values.items() if site not in found and key in v}
+        odd = _odd_ones(key, sent)
+        # What the hub itself sent is right, whatever most others make of it.
+        found |= {
+            site: told
+            for site, told in odd.items()
+            if not _same(sent[site], received[site].get(key))
+        }
+    return found
+
+
+def _check_alone(
+    value: Tree,
+    operation: Operation,
+    received: Tree,
+    traits: Traits | None,
+    checks: Mapping[Kind, Callable[[Any], None]],
+) -> None:
+    held = () if traits is None else traits.modalities
+    missing = [
+        key
+        for key in operation.sends
+        if key not in value and (key not in operation.optional or key in held)
+    ]
+    if missing:
+        raise WireError(
+            f"the reply lacks {missing[0]!r}; a key that may be absent is optional: "
+            "@at_site(optional=...)"
+        )
+    for path, leaf in leaves(value):
+        _check_finite(leaf, ".".join(path))
+    rows = value.get(SAMPLES, 0)
+    if isinstance(rows, bool) or not isinstance(rows, int | float) or rows < 0:
+        raise WireError(f"{SAMPLES} is {rows!r}, and should be a number of rows")
+    if traits is not None and rows > traits.rows:
+        raise WireError(f"{SAMPLES} claims {rows:,} rows, and the site announced {traits.rows:,}")
+    for key, kind in operation.sends.items():
+        if key not in value:
+            continue
+        if kind in checks:
+            checks[kind](value[key])
+        if kind is Kind.METRIC:
+            _check_metrics(value[key], key)
+        elif kind is Kind.WEIGHTS and isinstance(received.get(key), dict):
+            _check_names(value[key], received[key], key)
+
+
+def _check_finite(leaf: Any, where: str) -> None:
+    if isinstance(leaf, Tensor) and leaf.is_floating_point():
+        # One pass without a mask of the tensor's size: a sum is finite unless a part is not, or
+        # it overflows, which only then is worth a second look.
+        total = leaf.sum(dtype=torch.float64 if leaf.dtype == torch.float64 else torch.float32)
+        if not math.isfinite(float(total)) and not bool(torch.isfinite(leaf).all()):
+            raise WireError(f"{where} has values that are infinite or NaN")
+    elif isinstance(leaf, float) and not math.isfinite(leaf):
+        raise WireError(f"{where} is {leaf}")
+
+
+def _check_metrics(metrics: Any, key: str) -> None:
+    fine = isinstance(metrics, dict) and all(
+        isinstance(pair, list)
+        and len(pair) == 2
+        and all(isinstance(item, int | float) and not isinstance(item, bool) for item in pair)
+        and pair[1] >= 0
+        for pair in metrics.values()
+    )
+    if not fine:
+        raise WireError(f"{key} should hold [value, number of rows] for every metric")
+
+
+def _check_names(value: Any, sent: Tree, key: str) -> None:
+    """Weights that come back are some of those that were sent, in shape and dtype."""
+    known = {path: leaf for path, leaf in leaves(sent) if isinstance(leaf, Tensor)}
+    for path, leaf in leaves(value):
+        where = ".".join((key, *path))
+        if path not in known:
+            raise WireError(f"{where} was not asked for")
+        if not isinstance(leaf, Tensor) or _form(leaf) != _form(known[path]):
+            raise WireError(f"{where} is {_told(leaf)}, and should be {_told(known[path])}")
+
+
+def _same(value: Any, sent: Any) -> bool:
+    """Whether a value has just the names, shapes and dtypes of what was sent."""
+    return sent is not None and signature(value) == signature(sent)
+
+
+def signature(value: Any) -> Signature:
+    """Names, dtypes and shapes of all leaves, whatever their order."""
+    return tuple(sorted((path, *_form(leaf)) for path, leaf in leaves(value)))
+
+
+def _form(leaf: Any) -> tuple[str, tuple[int, ...]]:
+    if isinstance(leaf, Tensor):
+        return str(leaf.dtype), tuple(leaf.shape)
+    return type(leaf).__name__, ()
+
+
+def _told(leaf: Any) -> str:
+    if isinstance(leaf, Tensor):
+        return f"a {str(leaf.dtype).removeprefix('torch.')} tensor of shape {tuple(leaf.shape)}"
+    return f"a {type(leaf).__name__}"
+
+
+def _odd_ones(key: str, values: Mapping[str, Any]) -> dict[str, str]:
+    """Those whose value under this key has another form than that of more than half.
+
+    Without such a majority nobody can tell who is right, and all are odd.
+    """
+    forms = {site: signature(value) for site, value in values.items()}
+    if len(set(forms.values())) < 2:
+        return {}
+    common, count = Counter(forms.values()).most_common(1)[0]
+    if 2 * count <= len(forms):
+        told = f"sites sent {key} in {len(set(forms.values()))} forms, and no form has a majority"
+        return dict.fromkeys(forms, told)
+    return {
+        site: f"{key} has other parts, shapes or types than the {count} other sites' "
+        f"({_difference(form, common)})"
+        for site, form in forms.items()
+        if form != common
+    }
+
+
+def _difference(form: Signature, common: Signature) -> str:
+    """The first part in which two forms differ."""
+    own, others = set(form) - set(common), set(common) - set(form)
+    path, dtype, shape = min(own or others)
+    name = ".".join(path) or "it"
+    verb = "is" if own else "lacks"
+    return f"{name} {verb} {dtype.removeprefix('torch.')} {shape}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from motet.claims import base, claim_named, list_claims
-from motet.claims.base import Claim, Expectation, markdown, run_claim
+from motet.claims.base import Claim, Expectation, markdown, run_claim, with_fairness
 from motet.core import ConfigError
 from motet.experiment.compare import Arm, Comparison
 from motet.methods.registry import METHODS
@@ -107,6 +107,7 @@ def test_every_registered_claim_is_whole() -> None:
         assert found.reference in arms
         assert len(found.seeds) >= 3
         assert not set(found.seeds) & set(found.calibration)
+        assert {*found.alone, *found.alone.values()} <= arms, name
         for expectation in found.expectations:
             assert expectation.arms <= arms, name
             names = ("least", "most", "every_least", "every_most", "ratio", "most_ratio")
@@ -118,7 +119,9 @@ def test_every_method_but_references_has_a_claim() -> None:
     """Some are arms of another's: CreamFL's family, gossip of Bristle, split-tuning of SFPrompt."""
     with_creamfl = {"server-only", "fediot", "fedet", "fedgems"}
     of_another = {name for name in METHODS if name.startswith("modal-")} | with_creamfl
-    assert set(METHODS) - of_another - {"gossip", "split-tuning"} == set(list_claims())
+    # An attack of the auditor's, and no method.
+    others = {"gifd"}
+    assert set(METHODS) - of_another - {"gossip", "split-tuning"} == set(list_claims()) - others
 
 
 @pytest.mark.parametrize(
@@ -148,6 +151,61 @@ def test_an_arms_own_value_is_judged_without_another() -> None:
     judged = Expectation("", "a", metric="m", every_least=5.0).judge(comparison)
     assert judged["holds"]
     assert judged["figure"] == "6.0 (sd 1.4, smallest 5.0)"
+
+
+def of_sites(*values: float) -> dict[str, float]:
+    named = {f"site-{i}/accuracy": value for i, value in enumerate(values)}
+    # What must not be taken for a site's last accuracy.
+    others = {"sites' accuracy": 1.0, "site-1/accuracy@5": 2.0, "site-1/accuracy as received": 3.0}
+    return {**named, **others}
+
+
+def test_fairness_is_how_sites_fare_by_what_they_are_alone() -> None:
+    alone = [of_sites(10, 20, 30), of_sites(10, 20, 30)]
+    values = {
+        "fair": [of_sites(70, 80, 90), of_sites(90, 80, 70)],
+        "alone": alone,
+        "one model": [{"accuracy": 80.0}, {"accuracy": 81.0}],
+        "without": [of_sites(70, 80, 90)] * 2,
+    }
+    arms = tuple(Arm(name, {}) for name in values)
+    comparison = Comparison("", "fair", (1, 2), arms, values)
+    found = with_fairness(comparison, {"fair": "alone", "one model": "alone", "gone": "alone"})
+    assert found.of("fair", "fairness") == pytest.approx([100, -100])
+    assert found.of("one model", "fairness") == [0, 0]
+    with pytest.raises(ConfigError, match="fairness"):
+        found.of("without", "fairness")
+    assert "fairness" not in comparison.values["fair"][0]
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_an_arm_brings_the_sites_alone_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {
+        "new": of_sites(70, 80, 90),
+        "old": of_sites(1, 1, 1),
+        "alone": of_sites(10, 20, 40),
+        "third": of_sites(9, 9, 9),
+    }
+
+    def compare(title: str, arms: list[Arm], seeds: list[int], **rest: object) -> Comparison:
+        values = {arm.name: [figures[arm.name] for _ in seeds] for arm in arms}
+        return Comparison(title, "new", tuple(seeds), tuple(arms), values, "motet claim toy")
+
+    monkeypatch.setattr(base, "compare", compare)
+    fair = Expectation("fair", "new", metric="fairness", every_least=98)
+    made = claim(
+        arms=lambda: [Arm(name, {}) for name in figures],
+        expectations=(fair, Expectation("less", "old", metric="fairness", most=0)),
+        alone={"new": "alone", "old": "third"},
+    )
+    result = run_claim(made, tmp_path, only=["new"])
+    assert list(result.values) == ["new", "alone"]
+    assert [item["text"] for item in result.expectations] == ["fair"]
+    assert result.expectations[0]["holds"]
+    whole = run_claim(made, tmp_path)
+    assert [item["holds"] for item in whole.expectations] == [True, True]
 
 
 def test_an_unknown_claim_names_the_known_ones() -> None:

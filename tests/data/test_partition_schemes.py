@@ -137,6 +137,22 @@ def test_class_groups_give_sites_of_a_kind_the_same_classes() -> None:
     assert not torch.equal(parts[0], parse_partition(spec).apply(data, 6, rng(4))[0])
 
 
+def test_class_groups_of_more_classes_may_have_fewer_rows_of_each() -> None:
+    data = pictures(400)
+    spec = {"name": "class_groups", "groups": [[0], [0, 1, 2], [0, 1, 2, 3]], "rows": [12, 4, 3]}
+    parts = parse_partition(spec).apply(data, 6, rng(3))
+    assert data.labels is not None
+    counts = [torch.bincount(data.labels[part], minlength=4).tolist() for part in parts]
+    assert counts == 2 * [[12, 0, 0, 0], [4, 4, 4, 0], [3, 3, 3, 3]]
+    assert len(torch.cat(parts).unique()) == 72
+    with pytest.raises(ConfigError, match=r"partition.rows: write one number, or 3, one per group"):
+        parse_partition({**spec, "rows": [12, 4]}).apply(data, 6, rng(3))
+    with pytest.raises(DataError, match="class 0 has 6 rows, and 3 sites want 19; take fewer"):
+        parse_partition(spec).apply(pictures(8), 3, rng(3))
+    with pytest.raises(ConfigError, match="rows"):
+        parse_partition({**spec, "rows": [12, 0, 3]})
+
+
 def test_class_groups_without_a_number_of_rows_share_out_all_of_them() -> None:
     data = pictures(40, each=5)
     spec = {"name": "class_groups", "groups": [[0, 1], [2, 3], [1, 2]]}

@@ -9,11 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from motet.claims.measured import Measure, compare_measured
 from motet.core.errors import ConfigError
+from motet.evaluate.fairness import correlation
 from motet.experiment.compare import Arm, Comparison, compare, spread
 from motet.experiment.spec import with_settings
 
 Plain = dict[str, Any]
+FAIRNESS = "fairness"
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Expectation:
     ``other_metric``, where that is another test point): its mean over the
     seeds must be at least ``least`` and at most ``most``, its value in every seed at least
     ``every_least`` and at most ``every_most``, and above 0 with ``every``. With ``ratio`` the
-    arm's mean must be at least that many times the other's, with ``most_ratio`` at most.
+    arm's mean must be at least that many times the other's, with ``most_ratio`` at most. ``less``
+    names a metric of which the same difference is taken off first.
     """
 
     text: str
@@ -32,6 +36,7 @@ class Expectation:
     other: str = ""
     metric: str = "accuracy"
     other_metric: str = ""
+    less: str = ""
     least: float | None = None
     most: float | None = None
     every_least: float | None = None
@@ -71,12 +76,17 @@ class Expectation:
         return {"text": self.text, "figure": figure, "holds": all(bounds)}
 
     def _gaps(self, comparison: Comparison) -> list[float]:
+        gaps = self._differences(comparison, self.metric)
+        if self.less:
+            theirs = self._differences(comparison, self.less)
+            return [a - b for a, b in zip(gaps, theirs, strict=True)]
+        return gaps
+
+    def _differences(self, comparison: Comparison, metric: str) -> list[float]:
         if self.other:
-            theirs = comparison.of(self.other, self.other_metric or self.metric)
-            return [
-                a - b for a, b in zip(comparison.of(self.arm, self.metric), theirs, strict=True)
-            ]
-        return comparison.of(self.arm, self.metric)
+            theirs = comparison.of(self.other, self.other_metric or metric)
+            return [a - b for a, b in zip(comparison.of(self.arm, metric), theirs, strict=True)]
+        return comparison.of(self.arm, metric)
 
 
 def _number(value: float, signed: bool = False) -> str:
@@ -92,7 +102,10 @@ class Claim:
     seeds: not those on which anything was chosen (``calibration``). checks: further experiments
     on these seeds, each judged as {"text", "figure", "holds"}. rates: settings per arm among
     which one was chosen on the calibration seeds, such as the learning rates of a grid;
-    ``calibrate`` runs them. notes: what does not hold, or must be known to read the figures.
+    ``calibrate`` runs them. alone: arm -> the arm in which the same sites learn alone; it then has
+    the metric "fairness". measure: what gives an arm's figures where its values are no recipe.
+    figure: a PNG of one seed, for the claim's page. notes: what does not hold, or must be known to
+    read the figures.
     """
 
     name: str
@@ -106,7 +119,18 @@ class Claim:
     calibration: tuple[int, ...] = ()
     checks: Callable[[Sequence[int]], Sequence[Plain]] = lambda seeds: ()
     rates: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    alone: Mapping[str, str] = field(default_factory=dict)
+    measure: Measure | None = None
+    figure: Callable[[int], bytes] | None = None
     notes: str = ""
+
+    def compare(
+        self, title: str, arms: Sequence[Arm], seeds: Sequence[int], **rest: Any
+    ) -> Comparison:
+        """Runs, or measures, these arms on these seeds; the rest is as ``compare`` takes it."""
+        if self.measure is None:
+            return compare(title, arms, seeds, **rest)
+        return compare_measured(title, arms, seeds, measure=self.measure, **rest)
 
 
 def calibrate(
@@ -128,7 +152,7 @@ def calibrate(
         for name, settings in claim.rates.items()
         for setting in settings
     ]
-    return compare(
+    return claim.compare(
         f"{claim.title}: calibration",
         arms,
         claim.calibration,
@@ -159,7 +183,9 @@ def run_claim(
         if unknown:
             listed = ", ".join(arm.name for arm in arms)
             raise ConfigError(f"{claim.name} has no arm {unknown[0]!r}; it has {listed}")
-        arms = [arm for arm in arms if arm.name in only or arm.name == claim.reference]
+        named = {*only, claim.reference}
+        named |= {claim.alone[name] for name in named if name in claim.alone}
+        arms = [arm for arm in arms if arm.name in named]
     chosen = tuple(seeds or claim.seeds)
     overlap = sorted(set(chosen) & set(claim.calibration))
     if overlap:
@@ -167,7 +193,7 @@ def run_claim(
     command = f"motet claim {claim.name}"
     if seeds:
         command += f" --seeds {','.join(map(str, chosen))}"
-    comparison = compare(
+    comparison = claim.compare(
         claim.title,
         arms,
         chosen,
@@ -177,6 +203,7 @@ def run_claim(
         command=command,
         tell=tell,
     )
+    comparison = with_fairness(comparison, claim.alone)
     names = {arm.name for arm in arms}
     judged = [
         expectation.judge(comparison)
@@ -186,6 +213,26 @@ def run_claim(
     if only is None:
         judged += claim.checks(chosen)
     return replace(comparison, expectations=tuple(judged))
+
+
+def with_fairness(comparison: Comparison, alone: Mapping[str, str]) -> Comparison:
+    """The comparison in which the arms of ``alone`` have the metric "fairness".
+
+    It is 100 times the correlation, over sites, of their accuracy with what they reach alone. A
+    site that reports no model of its own has the hub's.
+    """
+    values = dict(comparison.values)
+    for arm, other in alone.items():
+        if arm in values and other in values:
+            pairs = zip(comparison.values[arm], comparison.values[other], strict=True)
+            values[arm] = [{**mine, FAIRNESS: _fairness(mine, base)} for mine, base in pairs]
+    return replace(comparison, values=values)
+
+
+def _fairness(mine: Mapping[str, float], base: Mapping[str, float]) -> float:
+    sites = [name for name in base if name.endswith("/accuracy")]
+    got = [mine[name] if name in mine else mine["accuracy"] for name in sites]
+    return correlation([base[name] for name in sites], got)
 
 
 def markdown(claim: Claim, comparison: Comparison, versions: dict[str, str], day: date) -> str:
@@ -198,6 +245,8 @@ def markdown(claim: Claim, comparison: Comparison, versions: dict[str, str], day
     lines += ["", *_table(claim, comparison), ""]
     if claim.notes:
         lines += [claim.notes.strip(), ""]
+    if claim.figure is not None:
+        lines += [f"![seed {comparison.seeds[0]}]({claim.name}.png)", ""]
     seeds = ", ".join(map(str, comparison.seeds))
     chosen = ", ".join(map(str, claim.calibration))
     lines.append(f"Seeds {seeds}; the setting was chosen on {chosen or 'none'}.")

@@ -42,6 +42,8 @@ CLAIMS = {
     "fedmd": "motet.claims.exchange:FEDMD",
     "knfu": "motet.claims.knfu",
     "bristle": "motet.claims.bristle",
+    "gifd": "motet.claims.gifd",
+    "rffl": "motet.claims.rffl",
 }
 
 

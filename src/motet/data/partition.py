@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Law: TypeAlias = Literal["linear", "square", "exponential"]
 Rng: TypeAlias = np.random.Generator
+Rows: TypeAlias = Annotated[int, Field(ge=1)]
 REDRAWS = 1000
 
 
@@ -119,20 +120,28 @@ def pathological(labels: Column, sites: int, classes_per_site: int, rng: Rng) ->
 
 
 def class_groups(
-    labels: Column, sites: int, groups: Sequence[Sequence[int]], rows: int | None, rng: Rng
+    labels: Column,
+    sites: int,
+    groups: Sequence[Sequence[int]],
+    rows: int | Sequence[int] | None,
+    rng: Rng,
 ) -> list[Tensor]:
     """Site i has the classes of group i modulo the number of groups, each shared out evenly.
 
-    groups: numbers of classes in sorted order. rows: so many of each class at a site, where what
-    is left over goes to nobody, as do classes without a group; None shares all of them out.
+    groups: numbers of classes in sorted order. rows: so many of each class at a site, or as many
+    as there are groups, one number for each; what is left over goes to nobody, as do classes
+    without a group. None shares all of them out.
     """
     codes, names = codes_of(labels)
     _check_sites(len(codes), sites)
+    each = [rows] * len(groups) if rows is None or isinstance(rows, int) else list(rows)
+    if len(each) != len(groups):
+        raise ConfigError(f"partition.rows: write one number, or {len(groups)}, one per group")
     counts = np.zeros((len(names), sites), dtype=np.int64)
     for label, name in enumerate(names):
         owners = [site for site in range(sites) if label in groups[site % len(groups)]]
         size = int((codes == label).sum())
-        wanted = len(owners) * (1 if rows is None else rows)
+        wanted = sum(each[site % len(groups)] or 1 for site in owners)
         if size < wanted:
             raise DataError(
                 f"class {name} has {size} rows, and {len(owners)} sites want {wanted}; take fewer "
@@ -140,7 +149,7 @@ def class_groups(
             )
         for place, site in enumerate(owners):
             share = size * (place + 1) // len(owners) - size * place // len(owners)
-            counts[label, site] = share if rows is None else rows
+            counts[label, site] = each[site % len(groups)] or share
     if not counts.sum(axis=0).min():
         raise DataError(f"a site would have no row: there are classes 0 to {len(names) - 1} alone")
     return _deal(codes, counts, rng)
@@ -315,7 +324,9 @@ class ClassGroups(_Scheme):
     groups: tuple[Annotated[tuple[int, ...], Field(min_length=1)], ...] = Field(
         min_length=1, description="numbers of the classes of each group: [[0, 1], [2, 3]]"
     )
-    rows: int | None = Field(None, ge=1, description="rows of each class at a site; null for all")
+    rows: Rows | Annotated[tuple[Rows, ...], Field(min_length=1)] | None = Field(
+        None, description="rows of each class at a site, or one number per group; null for all"
+    )
 
     def _cut(self, dataset: Dataset, sites: int, rng: Rng) -> list[Tensor]:
         labels = column_of(dataset, "labels", "partition.by")

@@ -31,7 +31,7 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     )
     result = python("-c", script)
     listed = result.stdout.partition("Commands:")[2].split()
-    assert len(COMMANDS) == 11
+    assert len(COMMANDS) == 12
     assert set(COMMANDS) <= set(listed)
     heavy = {"torch", "numpy", "pydantic", "matplotlib", "rich.table", "motet.core"}
     assert not heavy & set(result.stderr.split())

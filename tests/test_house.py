@@ -31,6 +31,7 @@ MAY_IMPORT["models"] = {"core", "data", "nn"}
 MAY_IMPORT["protect"] = {"core", "nn"}
 MAY_IMPORT["methods"] = set(MAY_IMPORT)
 MAY_IMPORT["experiment"] = set(MAY_IMPORT)
+MAY_IMPORT["audit"] = set(MAY_IMPORT)
 MAY_IMPORT["claims"] = set(MAY_IMPORT)
 MAY_IMPORT["motet"] = set(MAY_IMPORT)
 MAY_IMPORT["commands"] = {*MAY_IMPORT, "commands"}

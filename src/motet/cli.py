@@ -271,6 +271,62 @@ def claims(
 
 
 @app.command()
+def audit(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_RECIPE", help="The folder of a run, or a recipe or method as in `run`."
+        ),
+    ],
+    settings: Settings = None,
+    seeds: Seeds = None,
+    site: Annotated[
+        str | None, typer.Option("--site", metavar="NAME", help="Attack what this site sends.")
+    ] = None,
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option("--attack", metavar="NAME", help="Try this attack alone. May be repeated."),
+    ] = None,
+    defences: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--defence",
+            metavar="NAME[:SIZE]",
+            help="Try this defence, such as noise:0.5 or none. May be repeated.",
+        ),
+    ] = None,
+    pictures: Annotated[
+        int | None, typer.Option("--pictures", metavar="N", help="Private pictures to go for.")
+    ] = None,
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget", metavar="N", help="Gradient evaluations of every attack."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--write", metavar="FOLDER", help="Where page and figures go.")
+    ] = None,
+) -> None:
+    """Attack what the server really receives, and measure what it gives away.
+
+    Says what was tried, on which message, what chance would give, and what was not tried.
+    """
+    from motet.commands.audit import audit_target
+    from motet.commands.common import seeds_of
+
+    audit_target(
+        target,
+        settings or [],
+        seeds_of(seeds) if seeds else [],
+        site=site,
+        attacks=attacks or [],
+        defences=defences or [],
+        pictures=pictures,
+        budget=budget,
+        folder=out,
+    )
+
+
+@app.command()
 def demo(
     jobs: Jobs = None,
     out: Annotated[

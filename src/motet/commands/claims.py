@@ -78,6 +78,8 @@ def _check(
 def _write_page(folder: Path, claim: Claim, comparison: Comparison) -> None:
     path = folder / f"{claim.name}.md"
     write_atomic(path, markdown(claim, comparison, environment(), date.today()).encode())
+    if claim.figure is not None:
+        write_atomic(folder / f"{claim.name}.png", claim.figure(comparison.seeds[0]))
     result(f"page: {path}")
 
 

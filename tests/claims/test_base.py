@@ -119,8 +119,8 @@ def test_every_method_but_references_has_a_claim() -> None:
     """Some are arms of another's: CreamFL's family, gossip of Bristle, split-tuning of SFPrompt."""
     with_creamfl = {"server-only", "fediot", "fedet", "fedgems"}
     of_another = {name for name in METHODS if name.startswith("modal-")} | with_creamfl
-    # An attack of the auditor's, and no method.
-    others = {"gifd"}
+    # An attack of the auditor's and a part of the recipe, and no methods.
+    others = {"gifd", "privacy"}
     assert set(METHODS) - of_another - {"gossip", "split-tuning"} == set(list_claims()) - others
 
 

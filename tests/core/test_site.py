@@ -210,6 +210,18 @@ def test_a_bug_is_told_with_place_and_shapes() -> None:
         ask(at, "learn", more=[torch.ones(2, 3)])
 
 
+def test_a_site_may_keep_the_text_of_a_bug_to_itself() -> None:
+    """It may quote a private value; place and shapes are enough to find the bug."""
+    at = door()
+    at.candid = False
+    with pytest.raises(SiteError) as caught:
+        ask(at, "learn", fail="plainly")
+    assert "too many indices" not in str(caught.value)
+    assert "operation learn: IndexError (line " in str(caught.value)
+    with pytest.raises(SiteError, match=r"payload: more\.0 \(2, 3\)\)"):
+        ask(at, "learn", more=[torch.ones(2, 3)])
+
+
 def open_lines() -> list[str]:
     return Path(__file__).read_text(encoding="utf-8").splitlines()
 

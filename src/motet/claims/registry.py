@@ -43,6 +43,7 @@ CLAIMS = {
     "knfu": "motet.claims.knfu",
     "bristle": "motet.claims.bristle",
     "gifd": "motet.claims.gifd",
+    "privacy": "motet.claims.privacy",
     "rffl": "motet.claims.rffl",
 }
 

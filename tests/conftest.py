@@ -12,6 +12,11 @@ os.environ["MPLBACKEND"] = "agg"
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# Machines are slow at times, and a test must not fail for that; nor differ from run to run.
+settings.register_profile("motet", deadline=None, derandomize=True)
+settings.load_profile("motet")
 
 
 @pytest.fixture(autouse=True, scope="session")

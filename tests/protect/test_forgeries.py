@@ -23,6 +23,7 @@ from motet.protect.forgeries import (
     permuted_rows,
     perturbation,
     random_rows,
+    random_signs,
     swapped_rows,
     tailored,
     tailored_krum,
@@ -285,3 +286,13 @@ def test_the_reverse_of_one_ballot() -> None:
     assert sorted(unpack_order(top).tolist()) == [0, 2]
     with pytest.raises(WireError, match="packed orders"):
         turned_orders([torch.arange(3)])
+
+
+def test_random_signs_keep_every_size() -> None:
+    own = torch.arange(1.0, 2001.0).repeat(2, 1)
+    rngs = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+    made = random_signs(own, rngs)
+    assert torch.equal(made.abs(), own)
+    assert not torch.equal(made[0], made[1])
+    for row in made:
+        assert 0.45 < float((row > 0).float().mean()) < 0.55

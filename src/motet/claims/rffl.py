@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import torch
 from torch import Tensor
 
 from motet.claims.base import FAIRNESS, Claim, Expectation
-from motet.core import Federation, Group, Site, Tree, minus, plus
-from motet.core.tree import map_tensors
+from motet.core import Federation, Group
 from motet.experiment.compare import Arm
 from motet.experiment.recipes import shipped_recipe
 from motet.experiment.spec import with_settings
-from motet.methods.fedavg import FedAvg
 from motet.methods.rffl import RFFL
 
 Plain: TypeAlias = dict[str, Any]
@@ -36,11 +33,13 @@ SPLITS = {
 # As many rows as each of the five honest sites has, of all classes.
 TWO_MORE = {"name": "class_groups", "groups": [list(range(10))], "rows": 12}
 # Uniform noise whose norm over 4,810 numbers is that of a clipped update, 0.5.
-NOISE = {"name": "free-rider", "update": "noise", "std": 0.0125, "sites": [f"{BAD}-1", f"{BAD}-2"]}
+LIARS = [f"{BAD}-1", f"{BAD}-2"]
+NOISE = {"name": "free-rider", "update": "noise", "std": 0.0125, "sites": LIARS}
+SIGNS = {"name": "random-signs", "sites": LIARS}
 # What makes them dishonest: title, fields of the recipe, fields of their population.
 ATTACKS: dict[str, tuple[str, Plain, Plain]] = {
     "riders": ("free-riders", {"attack": NOISE}, {}),
-    "signs": ("senders of random signs", {}, {}),
+    "signs": ("senders of random signs", {"attack": SIGNS}, {}),
     "flips": ("sites that say the next digit", {}, {"shift_labels": 1}),
 }
 
@@ -51,38 +50,6 @@ class Equal(RFFL):
     def judge(self, fed: Federation, sites: Group, reputation: Tensor) -> dict[str, float]:
         """As RFFL, and 1 for everyone."""
         return dict.fromkeys(super().judge(fed, sites, reputation), 1.0)
-
-
-class SignsRFFL(RFFL):
-    """RFFL in which dishonest sites send their updates with random signs."""
-
-    def train(self, site: Site) -> Tree:
-        """As RFFL, with lies."""
-        reply = super().train(site)
-        return {**reply, "update": signed(site, reply["update"])}
-
-
-class SignsFedAvg(FedAvg):
-    """FedAvg in which dishonest sites send their updates with random signs."""
-
-    def train(self, site: Site, weights: Tree) -> Tree:
-        """As FedAvg, with lies."""
-        reply = super().train(site, weights)
-        update = signed(site, minus(reply["weights"], weights))
-        return {**reply, "weights": plus(weights, update)}
-
-
-def signed(site: Site, update: Tree) -> Tree:
-    """The update, of a dishonest site with a random sign for every number."""
-    if not site.name.startswith(BAD):
-        return update
-    rng = site.rng("signs")
-
-    def sign(value: Tensor) -> Tensor:
-        return value * (2 * torch.randint(0, 2, value.shape, generator=rng) - 1)
-
-    changed: Tree = map_tensors(sign, update)
-    return changed
 
 
 def arms() -> list[Arm]:
@@ -124,9 +91,6 @@ def attacked(attack: str) -> tuple[Plain, Plain]:
     honest = values["populations"][0]
     bad = {**honest, "name": BAD, "count": 2, "partition": TWO_MORE, **site}
     values["populations"] = [honest, bad]
-    if attack == "signs":
-        made = fields(values)
-        return {**values, "method": SignsRFFL(**made)}, {**values, "method": SignsFedAvg(**made)}
     return values, other(values, "fedavg")
 
 

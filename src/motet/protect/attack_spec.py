@@ -17,6 +17,7 @@ AttackName: TypeAlias = Literal[
     "rotated-ranks",
     "scaled",
     "sign-flip",
+    "random-signs",
     "noise",
     "free-rider",
     "alie",
@@ -62,8 +63,9 @@ class AttackSpec(BaseModel):
     """Which sites are dishonest, and what they send in place of their honest replies.
 
     Updates are differences to the weights that the hub sent under the same key, or what is sent
-    where it sent none. sign-flip: -factor times the own one; scaled: -factor times the attackers'
-    mean; noise: a normal draw; free-rider: nothing, or what looks like something; alie, ipm,
+    where it sent none. sign-flip: -factor times the own one; random-signs: the own one with a
+    random sign for every number; scaled: -factor times the attackers' mean; noise: a normal draw;
+    free-rider: nothing, or what looks like something; alie, ipm,
     min-max, min-sum: off the mean, but within the crowd; tailored, fang: made for one rule.
     Votes: reversed-ranks is the reverse of the sum of the attackers' own ranks; rotated-ranks
     (ours) its middle at the ends and its ends in the middle, against those who keep both ends.

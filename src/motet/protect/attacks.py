@@ -270,6 +270,8 @@ def forge(
     match attack.name:
         case "sign-flip":
             return -attack.factor * own
+        case "random-signs":
+            return forgeries.random_signs(own, rngs)
         case "label-flip" | "backdoor":
             return attack.boost * own
         case "noise":

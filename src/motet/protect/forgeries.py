@@ -49,6 +49,17 @@ def alie(honest: Tensor, strength: float) -> Tensor:
     return honest.mean(dim=0) - strength * spread(honest)
 
 
+def random_signs(own: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+    """Updates [n, d] with a random sign for every number, by one generator each: [n, d].
+
+    Their lengths stay, so that no bound on the norm tells them from honest ones.
+    """
+    signs = [
+        torch.randint(0, 2, row.shape, generator=rng) for row, rng in zip(own, rngs, strict=True)
+    ]
+    return own * (2 * torch.stack(signs) - 1)
+
+
 def inner_product(honest: Tensor, eps: float) -> Tensor:
     """-eps times the mean of updates [n, d]: [d].
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
-from motet.core.messages import Reply, Request, bytes_by_kind
+from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind
 from motet.core.middleware import pack_all, unpack_all
 from motet.core.replies import Replies, plain_mean
 from motet.core.tree import Tree
@@ -174,7 +174,8 @@ class Exchange:
         else:
             self.values[reply.site] = value
             up = {"frame": reply.up, **bytes_by_kind(reply.value, self.operation.sends)}
-            self.fed._note("replied", **self._about(reply.site), down=down, up=up)
+            shapes = form_by_kind(reply.value, self.operation.sends)
+            self.fed._note("replied", **self._about(reply.site), down=down, up=up, shapes=shapes)
             if spent is not None:
                 note = {"round": self.fed.round, "party": reply.site, **spent}
                 self.fed._note("privacy", **note)

@@ -81,3 +81,19 @@ def bytes_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, int]:
             kind = str(kinds.get(path[0], OTHER))
             counts[kind] = counts.get(kind, 0) + leaf.nbytes
     return counts
+
+
+def form_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, str]:
+    """Kind -> how many tensors of which shapes a payload holds, the largest first, in few words."""
+    found: dict[str, list[Tensor]] = {}
+    for path, leaf in leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.setdefault(str(kinds.get(path[0], OTHER)), []).append(leaf)
+    return {kind: _form(tensors) for kind, tensors in found.items()}
+
+
+def _form(tensors: Sequence[Tensor]) -> str:
+    largest = sorted(tensors, key=lambda tensor: -tensor.numel())[:3]
+    shapes = [" x ".join(map(str, tensor.shape)) or "1" for tensor in largest]
+    more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
+    return f"{', '.join(shapes)}{more}"

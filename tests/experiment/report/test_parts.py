@@ -94,6 +94,12 @@ def test_what_is_spent_stands_in_a_table(tmp_path: Path) -> None:
     assert spent_rows([{**spent[0], "epsilon": None}])[0]["last"] == "∞"
 
 
+def test_shapes_of_what_left_stand_by_the_operation(tmp_path: Path) -> None:
+    event = {**replied(0, "image-1", "contrast", 2000), "shapes": {"representations": "300 x 64"}}
+    page = report(folder(tmp_path, events=[*history(), event]))
+    assert "representations 300 x 64" in page.text
+
+
 def test_every_kind_has_its_words() -> None:
     assert set(Kind) <= set(ABOUT)
     assert set(ASKED) == set(Kind) - {Kind.METRIC}

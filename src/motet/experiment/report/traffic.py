@@ -81,6 +81,8 @@ class Traffic:
     up: Flow = field(default_factory=Flow)
     sites: dict[str, dict[str, Flow]] = field(default_factory=dict)
     operations: dict[str, dict[str, Flow]] = field(default_factory=dict)
+    # Operation -> shapes of what a site sent in it, by kind, as of the first answer.
+    shapes: dict[str, dict[str, str]] = field(default_factory=dict)
     # Site -> rounds in which it did more than evaluate, and all in which it answered.
     worked: dict[str, set[str]] = field(default_factory=dict)
     answered: dict[str, set[str]] = field(default_factory=dict)
@@ -128,6 +130,8 @@ def _add(total: Traffic, event: Mapping[str, Any]) -> None:
         for way, flow in pair.items():
             if way in event:
                 flow.add(event[way])
+    if event.get("shapes"):
+        total.shapes.setdefault(op, event["shapes"])
     if event["event"] == "replied":
         # A tag begins with loop and round.
         moment = event["tag"].rpartition(".")[0]
@@ -166,6 +170,9 @@ def traffic_view(names: Sequence[str], traffic: Traffic) -> Plain:
                 "down": size(flows["down"].frames),
                 "up": size(flows["up"].frames),
                 "kinds": listed([k for k in flows["up"].kinds if flows["up"].of(k)]) or "–",
+                "shapes": "; ".join(
+                    f"{kind} {form}" for kind, form in traffic.shapes.get(name, {}).items()
+                ),
             }
             for name, flows in traffic.operations.items()
         ],

@@ -64,8 +64,11 @@ class Room:
         for site, payload in self.hub.prepare(tag, self.names).items():
             if site not in self.gone("vectors"):
                 boxes = payload["boxes"]
-                reply = self.sites[site].mask(given[site], weight, tag, boxes, rng_of(site))
-                found[site] = self.change("vectors", site, reply)
+                try:
+                    reply = self.sites[site].mask(given[site], weight, tag, boxes, rng_of(site))
+                    found[site] = self.change("vectors", site, reply)
+                except SiteError as error:
+                    self.errors[site] = str(error)
         return found
 
     def total(self, tag: str, given: Mapping[str, Tensor]) -> Tensor:

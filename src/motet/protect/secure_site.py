@@ -183,8 +183,10 @@ class SecureSite:
         rounding = self._rounding(rng)
         opened = self._opened(own, tag, boxes)
         if len(opened) + 1 < own.threshold:
+            gone = ", ".join(sorted(own.publics.keys() - opened.keys()))
             raise self._refuse(
-                f"{len(opened) + 1} sites are left for {tag!r}, {own.threshold} are needed"
+                f"{len(opened) + 1} sites are left for {tag!r}, {own.threshold} are needed; "
+                f"missing: {gone}"
             )
         try:
             words = to_words(vector, weight, self.spec.clip, self.spec.bits, rounding)

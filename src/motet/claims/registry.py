@@ -14,6 +14,7 @@ CLAIMS = {
     "central": "motet.claims.exchange:CENTRAL",
     "fedavg": "motet.claims.drift:FEDAVG",
     "fedsgd": "motet.claims.drift:FEDSGD",
+    "fedbuff": "motet.claims.fedbuff",
     "fedprox": "motet.claims.drift:FEDPROX",
     "scaffold": "motet.claims.drift:SCAFFOLD",
     "fednova": "motet.claims.drift:FEDNOVA",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
-from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind
-from motet.core.middleware import pack_all, unpack_all
-from motet.core.replies import Replies, plain_mean
+from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind, timed
+from motet.core.middleware import unpack_all
+from motet.core.replies import Origin, Replies, plain_mean
 from motet.core.tree import Tree
 from motet.core.validate import refused
 
@@ -20,8 +20,31 @@ if TYPE_CHECKING:
     from motet.core.group import Group
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long the hub waits for answers, and how often it asks again.
+
+    timeout: seconds, where a question names none; None waits for as long as an answer may come.
+    retries: how often a site is asked again, under the same tag, that did not answer in time or
+    whose answer broke on its way. Each time it has the whole timeout.
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+
+
+def now(fed: Federation) -> float:
+    """Seconds on the clock by which the hub waits: the engine's own, or this machine's."""
+    clock = timed(fed.engine)
+    return time.monotonic() if clock is None else clock.now()
+
+
 class Exchange:
-    """Sends one question, receives the answers, checks them and puts them together."""
+    """Sends one question, receives the answers, checks them and puts them together.
+
+    shared, own: the payload as it travels, that of all and that of single sites. round: that of the
+    question; None for the one that the hub is in.
+    """
 
     def __init__(
         self,
@@ -29,28 +52,30 @@ class Exchange:
         group: Group,
         op: str,
         tag: str,
-        payload: Tree,
-        each: Mapping[str, Tree],
+        shared: Tree,
+        own: Mapping[str, Tree],
+        round: int | None = None,
     ) -> None:
         self.fed = fed
         self.operation = fed._operations[op]
         self.values: dict[str, Tree] = {}
         self.failed: dict[str, str] = {}
+        self.waiting: dict[str, Request] = {}
+        self.asked_again: dict[str, int] = {}
+        at = fed.round if round is None else round
         summed = fed.protection.summed
         kinds = frozenset() if summed is None else summed.kinds
         self._secret = {key for key, kind in self.operation.sends.items() if kind in kinds}
         self._opened: dict[str, Any] = {}
         middleware, takes = fed.protection.middleware, self.operation.takes
-        shared = pack_all(middleware, payload, takes)
-        own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}
-        self.requests = [Request(name, op, tag, fed.round, shared, own[name]) for name in group]
+        self.requests = [Request(name, op, tag, at, shared, own[name]) for name in group]
         self._down_shared = bytes_by_kind(shared, takes)
         # What sites see: after a codec not quite what was sent.
-        seen = unpack_all(middleware, shared) if middleware else payload
+        seen = unpack_all(middleware, shared)
         self.question = Question(
             op,
             tag,
-            fed.round,
+            at,
             self.operation.sends,
             tuple(group),
             seen,
@@ -64,13 +89,13 @@ class Exchange:
 
         A secure sum asks questions of its own first. Raises SiteError when too few are left for it.
         """
-        known, own = self.fed.engine.sites(), self.fed.row_order
+        for site, reason in self.strangers().items():
+            self._fail(site, reason)
+        busy = self.fed._posted.busy
         for site in self.question.sites:
-            if known[site].public != own and self.fed.has_public:
-                self._fail(
-                    site, f"site {site} has other public rows than the hub, or another order"
-                )
-        self._keep(set(self.question.sites) - self.failed.keys())
+            if site in busy and site not in self.failed:
+                self._fail(site, f"site {site} is still at work on a question that was posted")
+        self.keep(set(self.question.sites) - self.failed.keys())
         if not self._secret:
             return
 
@@ -80,16 +105,29 @@ class Exchange:
         summed = self.fed.protection.summed
         assert summed is not None
         asked = replace(self.question, sites=tuple(request.site for request in self.requests))
-        told = summed.prepare(asked, known, ask)
+        told = summed.prepare(asked, self.fed.engine.sites(), ask)
         for site in self.question.sites:
             if site not in told and site not in self.failed:
                 self._fail(site, f"site {site} dropped out of the secure sum's first steps")
-        self._keep(set(told))
+        self.keep(set(told))
         self.requests = [
             replace(request, own={**request.own, **told[request.site]}) for request in self.requests
         ]
 
-    def _keep(self, sites: set[str]) -> None:
+    def strangers(self) -> dict[str, str]:
+        """Site -> why it must not be asked: it has other public rows than the hub."""
+        known, own = self.fed.engine.sites(), self.fed.row_order
+        if not self.fed.has_public:
+            return {}
+        reason = "has other public rows than the hub, or another order"
+        return {
+            site: f"site {site} {reason}"
+            for site in self.question.sites
+            if known[site].public != own
+        }
+
+    def keep(self, sites: Collection[str]) -> None:
+        """Asks only these."""
         self.requests = [request for request in self.requests if request.site in sites]
 
     def _aside(self, op: str, each: Mapping[str, Tree], timeout: float | None) -> dict[str, Tree]:
@@ -99,12 +137,13 @@ class Exchange:
             [Request(site, op, tag, asked.round, {}, dict(own)) for site, own in each.items()]
         )
         waiting, found = set(each), {}
-        end = None if timeout is None else time.monotonic() + timeout
+        end = self._end(timeout)
         while waiting:
-            reply = self.fed.engine.recv(None if end is None else max(end - time.monotonic(), 0.0))
+            reply = self.fed._receive(end)
             if reply is None:
                 break
             if reply.tag != tag or reply.site not in waiting:
+                self.fed._ignore(reply)
                 continue
             waiting.discard(reply.site)
             about = {"round": asked.round, "site": reply.site, "op": op, "tag": asked.tag}
@@ -125,19 +164,66 @@ class Exchange:
                 if spent is not None:
                     self.fed._note("privacy", round=self.fed.round, party=self.fed.name, **spent)
 
+    def send(self) -> None:
+        """Puts the question on its way to all who are to be asked."""
+        self.waiting = {request.site: request for request in self.requests}
+        self.fed.engine.send(self.requests)
+
     def gather(self, timeout: float | None) -> None:
         """Receives until every request is answered or the time is over; tells the events."""
-        waiting = {request.site: request for request in self.requests}
-        end = None if timeout is None else time.monotonic() + timeout
-        while waiting:
-            reply = self.fed.engine.recv(None if end is None else max(end - time.monotonic(), 0.0))
+        timeout = self.fed.patience.timeout if timeout is None else timeout
+        end = self._end(timeout)
+        while self.waiting:
+            reply = self.fed._receive(end)
             if reply is None:
-                late = "no answer" if timeout is None else f"no answer within {timeout} s"
-                for site in waiting:
-                    self._fail(site, late)
-                break
-            if reply.tag == self.question.tag and reply.site in waiting:
-                self._take(reply, waiting.pop(reply.site))
+                for site, reason in self.late(list(self.waiting), timeout).items():
+                    self.give_up(site, reason)
+                end = self._end(timeout)
+            elif self.ends(reply):
+                self.take(reply)
+        self.settle()
+
+    def _end(self, timeout: float | None) -> float | None:
+        return None if timeout is None else now(self.fed) + timeout
+
+    def late(self, sites: Collection[str], timeout: float | None) -> dict[str, str]:
+        """Asks sites again that did not answer in time; those that are to be given up, and why."""
+        reason = "no answer" if timeout is None else f"no answer within {timeout:g} s"
+        again = [site for site in sites if self._again(site, reason)]
+        if again:
+            self.fed.engine.send([self.waiting[site] for site in again])
+        return {site: reason for site in sites if site not in again}
+
+    def give_up(self, site: str, reason: str) -> None:
+        """The site's answer is not waited for any more."""
+        self.waiting.pop(site, None)
+        self._fail(site, reason)
+
+    def ends(self, reply: Reply) -> bool:
+        """Whether this is what its site owes; where it broke on its way, the site is asked again.
+
+        ``take`` is what follows where it is.
+        """
+        request = self.waiting.get(reply.site)
+        if reply.tag != self.question.tag or request is None:
+            self.fed._ignore(reply)
+            return False
+        if reply.damaged and self._again(reply.site, str(reply.error)):
+            self.fed.engine.send([request])
+            return False
+        return True
+
+    def _again(self, site: str, reason: str) -> bool:
+        """Whether the site may be asked once more, which is then noted."""
+        count = self.asked_again.get(site, 0) + 1
+        if count > self.fed.patience.retries:
+            return False
+        self.asked_again[site] = count
+        self.fed._note("asked again", **self._about(site), times=count, reason=reason)
+        return True
+
+    def settle(self) -> None:
+        """Checks the answers that were taken, and gives up those that are not fit for use."""
         asked, known = self.question, self.fed.engine.sites()
         checks, kinds = self.fed.protection.checks, self.operation.sends
         summed = self.fed.protection.summed
@@ -158,7 +244,9 @@ class Exchange:
         if self._secret and summed is not None and self.values:
             self._opened = summed.open(asked, self.values)
 
-    def _take(self, reply: Reply, request: Request) -> None:
+    def take(self, reply: Reply) -> None:
+        """Takes the answer that ends its site's question, whether it is of use or not."""
+        request = self.waiting.pop(reply.site)
         down = {"frame": reply.down, **self._down(request)}
         limit = self.fed.protection.reply_bytes
         try:
@@ -221,15 +309,34 @@ class Exchange:
                 f"{method} reads single sites' {key!r}, and protect lets the hub see no more than "
                 "their mean; choose a method that averages them, or leave this protection out"
             )
-        return Replies(values, self.failed, combine=self._combine, hidden=hidden)
+        origins = {site: self.origin(site) for site in values}
+        return Replies(values, self.failed, combine=self._combine, hidden=hidden, origins=origins)
 
-    def _combine(self, key: str, values: Mapping[str, Any], weights: Mapping[str, float]) -> Any:
-        kind = self.operation.sends.get(key)
+    def origin(self, site: str) -> Origin:
+        """What the answer of a site started from."""
+        return Origin(self.question.round, self.question.received[site])
+
+    def _combine(
+        self, key: str, values: Mapping[str, Any], weights: Mapping[str, float], onto: Any
+    ) -> Any:
         if key in self._opened:
             assert self.fed.protection.summed is not None
             self.fed.protection.summed.fits(weights, self.values, key)
-            self.fed._combined.add(str(kind))
+            self.fed._combined.add(str(self.operation.sends.get(key)))
             return self._opened[key]
+        sent = self.sent(key) if onto is None else onto
+        return self.combine(key, values, weights, sent, len(self.question.sites))
+
+    def combine(
+        self,
+        key: str,
+        values: Mapping[str, Any],
+        weights: Mapping[str, float],
+        sent: Any,
+        cohort: int,
+    ) -> Any:
+        """One value from these, by the recipe's rule; sent, cohort: as in a ``Call``."""
+        kind = self.operation.sends.get(key)
         rule = None if kind is None else self.fed.protection.combiner(kind)
         asked = self.question
         if rule is None:
@@ -242,15 +349,15 @@ class Exchange:
             key,
             values,
             weights,
-            self._sent(key),
-            len(asked.sites),
+            sent,
+            cohort,
             self.fed.rng("combine", asked.op, asked.tag, key),
             self.fed._memory(number),
         )
         self.fed._combined.add(str(kind))
         return rule.mean(call)
 
-    def _sent(self, key: str) -> Any | None:
+    def sent(self, key: str) -> Any | None:
         """What all sites got under this key; None where they got different things, or nothing."""
         sent = [received.get(key) for received in self.question.received.values()]
         alike = bool(sent) and all(other is sent[0] for other in sent)

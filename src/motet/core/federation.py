@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -12,11 +12,14 @@ from torch import nn
 from motet.core.batch import Dataset
 from motet.core.errors import BudgetError, ConfigError, StoreError
 from motet.core.events import Events
+from motet.core.exchange import Patience, now
 from motet.core.group import Group
 from motet.core.guard import Protection
 from motet.core.learner import Learner
-from motet.core.messages import Engine, Request
+from motet.core.messages import Engine, Reply, Request, timed
 from motet.core.method import Method
+from motet.core.posted import Pending, Posted
+from motet.core.replies import Replies
 from motet.core.rng import reseed, seeded
 from motet.core.site import Evaluate
 from motet.core.store import HubStore, Position
@@ -32,7 +35,7 @@ class Federation(Learner):
 
     state: named trees of the hub, saved before every round.
     public: the set that hub and sites share (same rows, same order). data: rows that the hub
-    itself owns. test: rows that it evaluates on.
+    itself owns. test: rows that it evaluates on. patience: how long it waits for sites.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Federation(Learner):
         store: HubStore | None = None,
         events: Events | None = None,
         protection: Protection | None = None,
+        patience: Patience | None = None,
     ) -> None:
         super().__init__(HUB, seed, build)
         self.engine = engine
@@ -62,12 +66,14 @@ class Federation(Learner):
         self._evaluate = evaluate
         self._store = store
         self.protection = protection or Protection()
+        self.patience = patience or Patience()
         self._memories: Tree = {}
         self._combined: set[str] = set()
         self._operations = method.operations()
         self._loop = -1
         self._asked = 0
         self._drawn = 0
+        self._posted = Posted(self)
         self._touched: set[str] = set()
         self._position: Position | None = None
         self._resume = store.position() if store is not None else None
@@ -117,6 +123,34 @@ class Federation(Learner):
     def sample(self, count: int) -> Group:
         """``count`` sites drawn uniformly without replacement, by run, round and draw alone."""
         return self.all.sample(count)
+
+    @property
+    def busy(self) -> Group:
+        """The sites with a question that was posted and is not collected."""
+        return self.at(self._posted.busy)
+
+    @property
+    def free(self) -> Group:
+        """All other sites."""
+        return self.at(set(self.engine.sites()) - self._posted.busy)
+
+    def collect(
+        self,
+        pending: Pending | Collection[Pending] | None = None,
+        *,
+        count: int = 1,
+        most: int | None = None,
+        timeout: float | None = None,
+    ) -> Replies:
+        """What sites answered to posted questions: to these, or to any; first come, first taken.
+
+        count: for how many sites to wait, be it for an answer or for the news that there is none
+        (``failed``); fewer come when no more are at work. most: takes what else is there by then,
+        so many in all; None for ``count``. timeout: seconds after which it takes what there is,
+        and leaves the rest open.
+        """
+        wanted = [pending] if isinstance(pending, Pending) else pending
+        return self._posted.collect(wanted, count, most, timeout)
 
     def start(self) -> None:
         """Runs the method from where it stands to its end."""
@@ -199,6 +233,10 @@ class Federation(Learner):
         self.load_tree(tree["learner"])
         self._memories = dict(tree.get("protection", {}))
         self._tell("@restore", sorted(self.engine.sites()), version=version, newest=at.version)
+        clock = timed(self.engine)
+        if clock is not None and "clock" in tree:
+            clock.put_back(tree["clock"])
+        self._posted.put_back(tree.get("posted", {}))
         self._touched.clear()
         return number
 
@@ -208,20 +246,52 @@ class Federation(Learner):
         last = self._position
         if last is not None and (last.loop, last.round) == (self._loop, number):
             return
-        ends = () if last is None else last.ends
-        if last is not None and last.loop < self._loop:
-            ends = (*ends, (last.version, last.round))
-        version = 1 if last is None else last.version + 1
+        version, ends = self._next()
         position = Position(version, self._loop, number, ends)
-        pinned = [end for end, _ in ends]
-        self._tell("@save", sorted(self._touched), version=version, pinned=pinned)
-        self._touched.clear()
+        self._save_sites(self._touched)
         tree = {"state": self.state, "learner": self.tree()}
+        posted, clock = self._posted.tree(), timed(self.engine)
+        if posted:
+            tree["posted"] = posted
+        if clock is not None:
+            tree["clock"] = clock.kept()
         if self._memories:
             tree["protection"] = self._memories
         self._store.save(position, tree)
         self._position = position
         self.events.add("checkpoint", round=number, version=version)
+
+    def _next(self) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """The next checkpoint's version, and the last ones of the loops that lie behind it."""
+        last = self._position
+        if last is None:
+            return 1, ()
+        behind = ((last.version, last.round),) if last.loop < self._loop else ()
+        return last.version + 1, (*last.ends, *behind)
+
+    def _save_sites(self, sites: Iterable[str]) -> None:
+        version, ends = self._next()
+        told = sorted(sites)
+        self._tell("@save", told, version=version, pinned=[end for end, _ in ends])
+        self._touched.difference_update(told)
+
+    def _save_first(self, group: Group) -> None:
+        """Saves sites as they are before a question that may outlast the next checkpoint."""
+        changed = self._touched.intersection(group)
+        if changed and self._store is not None and self._resume is None:
+            self._save_sites(changed)
+
+    def _receive(self, end: float | None) -> Reply | None:
+        """The next reply to what was asked; those to posted questions are put by."""
+        while True:
+            left = None if end is None else max(end - now(self), 0.0)
+            reply = self.engine.recv(left)
+            if reply is None or not self._posted.keeps(reply):
+                return reply
+
+    def _ignore(self, reply: Reply) -> None:
+        """Notes a reply that nobody waits for: it came too late, or twice."""
+        self._note("ignored", round=self.round, site=reply.site, tag=reply.tag)
 
     def _tell(self, op: str, sites: Sequence[str], **own: Any) -> None:
         """Has every site do a built-in operation; raises StoreError where one cannot."""
@@ -229,10 +299,11 @@ class Federation(Learner):
         self.engine.send([Request(name, op, tag, self.round, own=own) for name in sites])
         waiting = set(sites)
         while waiting:
-            reply = self.engine.recv()
+            reply = self._receive(None)
             if reply is None:
                 raise StoreError(f"no answer to {op} from {', '.join(sorted(waiting))}")
             if reply.tag != tag:
+                self._ignore(reply)
                 continue
             if reply.error is not None:
                 raise StoreError(f"site {reply.site}: {reply.error}")
@@ -249,6 +320,9 @@ class Federation(Learner):
 
     def _note(self, kind: str, /, **fields: Any) -> None:
         """Adds an event, but not while a resumed run repeats what came before its rounds."""
+        clock = timed(self.engine)
+        if clock is not None:
+            fields["seconds"] = round(clock.now(), 6)
         if self._resume is None:
             self.events.add(kind, **fields)
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import ConfigError, SiteError
 from motet.core.exchange import Exchange
 from motet.core.messages import Traits
+from motet.core.middleware import pack_all
 from motet.core.replies import Replies
 from motet.core.tree import Tree
 
 if TYPE_CHECKING:
     from motet.core.federation import Federation
+    from motet.core.posted import Pending
 
 
 class Group:
@@ -87,6 +89,22 @@ class Group:
         """
         return _ask(self, op.__name__, each or {}, quorum, timeout, payload)
 
+    def post(
+        self,
+        op: Callable[..., Any],
+        *,
+        each: Mapping[str, Tree] | None = None,
+        timeout: float | None = None,
+        **payload: Any,
+    ) -> Pending:
+        """Asks like ``ask`` and does not wait: ``fed.collect`` gives the answers, once they come.
+
+        What is posted must not be changed in place afterwards. timeout: seconds after which an
+        answer counts as lost. A site has one such question at a time: raises ConfigError for one
+        that is still at work (``fed.free`` are the others).
+        """
+        return self._fed._posted.post(self, op.__name__, each or {}, timeout, payload)
+
 
 def _ask(
     group: Group,
@@ -97,19 +115,12 @@ def _ask(
     payload: Tree,
 ) -> Replies:
     fed = group._fed
-    if op not in fed._operations:
-        raise ConfigError(f"{op} is not an @at_site function of {type(fed.method).__name__}")
-    strangers = sorted(set(each) - set(group))
-    if strangers:
-        raise ConfigError(f"each= names {strangers[0]!r}, which is not asked: {list(group)} are")
-    fed._asked += 1
-    tag = f"{fed._loop}.{fed.round}.{fed._asked}"
-    exchange = Exchange(fed, group, op, tag, payload, each)
+    exchange = begin(group, op, payload, each)
     exchange.spend()
     exchange.prepare(timeout)
     needed = _needed(quorum, len(group))
-    fed.engine.send(exchange.requests)
-    fed._touched.update(group)
+    exchange.send()
+    fed._touched.update(set(group) - fed._posted.busy)
     exchange.gather(timeout)
     if len(exchange.values) < needed:
         reason = next(iter(exchange.failed.values()), "the group is empty")
@@ -117,6 +128,22 @@ def _ask(
             f"{len(exchange.values)} of {len(group)} sites answered, {needed} were wanted: {reason}"
         )
     return exchange.replies()
+
+
+def begin(group: Group, op: str, payload: Tree, each: Mapping[str, Tree]) -> Exchange:
+    """A question to a group that is not sent yet; raises ConfigError for what cannot be asked."""
+    fed = group._fed
+    if op not in fed._operations:
+        raise ConfigError(f"{op} is not an @at_site function of {type(fed.method).__name__}")
+    strangers = sorted(set(each) - set(group))
+    if strangers:
+        raise ConfigError(f"each= names {strangers[0]!r}, which is not asked: {list(group)} are")
+    fed._asked += 1
+    tag = f"{fed._loop}.{fed.round}.{fed._asked}"
+    middleware, takes = fed.protection.middleware, fed._operations[op].takes
+    shared = pack_all(middleware, payload, takes)
+    own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}
+    return Exchange(fed, group, op, tag, shared, own)
 
 
 def _needed(quorum: int | float | None, size: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -34,7 +34,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """A site's answer: ``value``, or ``error`` in one sentence. Bytes are those of the frames."""
+    """A site's answer: ``value``, or ``error`` in one sentence. Bytes are those of the frames.
+
+    damaged: whether question or answer broke on its way, so that it helps to ask again.
+    """
 
     site: str
     tag: str
@@ -42,6 +45,7 @@ class Reply:
     error: str | None = None
     down: int = 0
     up: int = 0
+    damaged: bool = False
 
 
 class Engine(Protocol):
@@ -58,6 +62,27 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Lets go of everything that the engine holds."""
+
+
+class Timed(Protocol):
+    """An engine with a time of its own, such as a simulated one, that goes into checkpoints."""
+
+    def now(self) -> float:
+        """Seconds since the run began."""
+
+    def kept(self) -> Tree:
+        """What it must know to go on from here."""
+
+    def put_back(self, tree: Tree) -> None:
+        """Goes on from where ``kept`` gave this tree; what was on its way is forgotten."""
+
+
+def timed(engine: Any) -> Timed | None:
+    """The engine, or the one that it wraps (``engine``), which has a time of its own."""
+    while engine is not None and not hasattr(engine, "now"):
+        engine = getattr(engine, "engine", None)
+    found: Timed | None = engine
+    return found
 
 
 @dataclass(frozen=True)

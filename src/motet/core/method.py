@@ -114,6 +114,8 @@ class Method(BaseModel):
     needs_public: ClassVar[bool] = False
     needs_hub_model: ClassVar[bool] = False
     pools_private_rows: ClassVar[bool] = False
+    # Whether it collects answers in the order in which they come; a simulation of it needs a clock.
+    asynchronous: ClassVar[bool] = False
 
     @model_validator(mode="before")
     @classmethod
@@ -148,6 +150,13 @@ class Method(BaseModel):
             raise ConfigError(
                 f"{type(self).__name__} trains a model at the hub; give the recipe one: server"
             )
+
+    def work(self, op: str, rows: int) -> float:
+        """Rows that a call of ``op`` goes through at a site of so many, for simulated times.
+
+        By default its own rows once.
+        """
+        return rows
 
     @at_site(sends={"metrics": Kind.METRIC}, keeps="model")
     def evaluate(self, site: Site, weights: Tree | None = None) -> Tree:

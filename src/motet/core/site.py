@@ -194,6 +194,17 @@ class Door:
         # with them.
         self._live = operation.keeps == "model"
 
+    def kept(self) -> Tree:
+        """What the site holds from one request to the next, to be put back later on."""
+        return {"kept": self._kept, "changed": self._changed}
+
+    def put_back(self, tree: Tree) -> None:
+        """Makes the site what it was when ``kept`` gave this tree."""
+        self._kept = {"state": {}, "learner": {}, "guards": {}, **tree["kept"]}
+        self._changed = bool(tree["changed"])
+        self._live = False
+        self._cache = None
+
     def _built_in(self, request: Request) -> Tree:
         for guard in self.protection.guards:
             if request.op in getattr(guard, "operations", ()):

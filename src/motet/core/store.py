@@ -16,17 +16,22 @@ from motet.core.errors import StoreError, WireError
 from motet.core.tree import Tree
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Writes the whole file or nothing; raises StoreError naming the file and the reason."""
+def write_atomic(path: Path, data: bytes, *, lasting: bool = True) -> None:
+    """Writes the whole file or nothing; raises StoreError naming the file and the reason.
+
+    lasting: wait until it would outlive a power cut, and not a killed process alone.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         draft.replace(path)
-        _sync_folder(path.parent)
+        if lasting:
+            _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             draft.unlink()

@@ -197,9 +197,46 @@ def _site(
         test = _tests_in_graph(name, test, data)
     elif population.tests == "own":
         test = own_tests(_where(test, population), data)
+    return _spec(population, number, data, test.only(data.modalities), models)
+
+
+def _spec(
+    population: Population, number: int, data: Dataset, test: Dataset | None, models: _Models
+) -> SiteSpec:
+    name = f"{population.name}-{number + 1}"
     spec = population.models[number % len(population.models)]
     build = models.builder(spec, data.modalities, _classes(population, data), name)
-    return SiteSpec(name, data, test.only(data.modalities), build, _label(spec, data.modalities))
+    return SiteSpec(name, data, test, build, _label(spec, data.modalities))
+
+
+def site_maker(
+    experiment: Experiment, public: Dataset | None
+) -> Callable[[str, Dataset, Dataset | None], SiteSpec]:
+    """A function that sets a site of the recipe up, by name, rows and test rows.
+
+    For who knows these sites' rows alone: models are those of ``build_parties``. It raises
+    ConfigError for a name that the recipe does not have.
+    """
+    models = _Models(experiment, public)
+
+    def make(name: str, data: Dataset, test: Dataset | None) -> SiteSpec:
+        population, number = find_site(experiment, name)
+        return _spec(population, number, data, test, models)
+
+    return make
+
+
+def find_site(experiment: Experiment, name: str) -> tuple[Population, int]:
+    """The population of a site, and its number in it from 0; raises ConfigError for a stranger."""
+    head, _, number = name.rpartition("-")
+    for population in experiment.populations:
+        if population.name == head and number in map(str, range(1, population.count + 1)):
+            return population, int(number) - 1
+    known = ", ".join(
+        f"{p.name}-1" + (f" to {p.name}-{p.count}" if p.count > 1 else "")
+        for p in experiment.populations
+    )
+    raise ConfigError(f"the recipe has no site {name!r}; it has {known}")
 
 
 def _tests_in_graph(site: str, test: Dataset, data: Dataset) -> Dataset:

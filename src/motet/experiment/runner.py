@@ -29,9 +29,13 @@ from motet.core import (
     wire,
 )
 from motet.core.events import Event, read_events
+from motet.core.exchange import Patience
+from motet.core.guard import Protection
 from motet.core.site import Evaluate
 from motet.core.store import HubStore, write_atomic
 from motet.core.tree import weights_of
+from motet.engines.clock import ClientProfiles, Clocked
+from motet.engines.faults import Faults
 from motet.engines.serial import Serial
 from motet.evaluate.suite import evaluate
 from motet.experiment.build import Parties, build_parties
@@ -168,16 +172,7 @@ def _federation(
     protection = experiment.protect.build(
         experiment.method, len(parties.sites), _cohort(experiment), _root(experiment, parties)
     )
-    engine: Engine = Serial(
-        parties.sites,
-        experiment.method,
-        seed=experiment.seed,
-        public=parties.public,
-        evaluate=evaluate,
-        strict=experiment.engine.strict,
-        folder=None if folder is None else folder / "sites",
-        protection=protection,
-    )
+    engine = _engine(experiment, parties, folder, protection)
     if experiment.attack is not None:
         engine = Hostile(
             engine,
@@ -188,6 +183,7 @@ def _federation(
             events=events,
             folder=folder,
         )
+    engine = _under(experiment, engine, events)
     return Federation(
         engine if wrap is None else wrap(engine),
         experiment.method,
@@ -199,6 +195,42 @@ def _federation(
         evaluate=_evaluate(experiment, parties),
         store=None if folder is None else HubStore(folder),
         events=events,
+        protection=protection,
+        patience=Patience(experiment.engine.timeout, experiment.engine.retries),
+    )
+
+
+def _under(experiment: Experiment, engine: Engine, events: Events) -> Engine:
+    """The engine on a simulated clock and with faults, where the recipe wants them."""
+    profiles = experiment.clients
+    if profiles is None and experiment.method.asynchronous:
+        # Who comes first must not hang on who happens to run first.
+        profiles = ClientProfiles()
+    if profiles is not None:
+        work = experiment.method.work
+        engine = Clocked(engine, profiles, seed=experiment.seed, work=work)
+    if experiment.faults is not None:
+        engine = Faults(engine, experiment.faults, experiment.seed, events)
+    return engine
+
+
+def _engine(
+    experiment: Experiment, parties: Parties, folder: Path | None, protection: Protection
+) -> Engine:
+    sites = None if folder is None else folder / "sites"
+    if experiment.engine.name == "processes":
+        # Not every system has what it needs.
+        from motet.experiment.worker import processes
+
+        return processes(experiment, parties, sites)
+    return Serial(
+        parties.sites,
+        experiment.method,
+        seed=experiment.seed,
+        public=parties.public,
+        evaluate=evaluate,
+        strict=experiment.engine.strict,
+        folder=sites,
         protection=protection,
     )
 

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from motet.core import ConfigError, Method
 from motet.data.missing import Missing
 from motet.data.partition import Iid, Partition
+from motet.engines.clock import ClientProfiles
+from motet.engines.faults import FaultSpec
 from motet.experiment.explain import explain
 from motet.methods.registry import method_class
 from motet.models.registry import ModelSpec
@@ -80,9 +82,20 @@ class Population(Spec):
 class EngineSpec(Spec):
     """What carries the messages."""
 
-    name: Literal["serial"] = "serial"
+    name: Literal["serial", "processes"] = Field(
+        "serial", description="serial, or processes: sites in several processes of this machine"
+    )
+    processes: int | None = Field(
+        None, ge=1, description="number of processes; null for as many as there are cores"
+    )
     strict: bool = Field(False, description="pass every message through the wire format")
     threads: int = Field(1, ge=1, description="torch threads; bits may depend on their number")
+    timeout: float | None = Field(
+        None, gt=0, description="seconds in which a site must answer; null for as long as it takes"
+    )
+    retries: int = Field(
+        0, ge=0, description="how often a site is asked again, where no whole answer came"
+    )
 
 
 class Experiment(Spec):
@@ -100,6 +113,12 @@ class Experiment(Spec):
     )
     protect: Protect = Field(Protect(), description="what protects the sites and their messages")
     attack: AttackSpec | None = Field(None, description="dishonest sites; null for none")
+    clients: ClientProfiles | None = Field(
+        None, description="how fast sites are on a simulated clock; null for no clock"
+    )
+    faults: FaultSpec | None = Field(
+        None, description="what goes wrong on purpose; null for nothing"
+    )
     engine: EngineSpec = EngineSpec()
 
     @model_validator(mode="before")

@@ -72,6 +72,10 @@ class LocalSGD(Part):
         full, rest = divmod(rows, self.batch)
         return self.epochs * (full + (rest >= self._least or (rest > 0 and full == 0)))
 
+    def rows_read(self, rows: int) -> int:
+        """Rows that a round's steps go through at a site of so many."""
+        return self.epochs * rows if self.steps is None else self.steps * min(self.batch, rows)
+
     @property
     def _least(self) -> int:
         # Batch norm cannot train on the one row that an epoch may leave over.
@@ -126,6 +130,9 @@ class Sampled(Cohort):
     """A cohort whose sites train by local SGD."""
 
     local: LocalSGD = LocalSGD()
+
+    def work(self, op: str, rows: int) -> float:
+        return self.local.rows_read(rows)
 
 
 def check_one_model(method: Method, facts: Facts) -> None:

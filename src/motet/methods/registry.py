@@ -29,6 +29,7 @@ METHODS = {
     "central": "motet.methods.local_only:Central",
     "fedavg": "motet.methods.fedavg:FedAvg",
     "fedsgd": "motet.methods.fedsgd:FedSGD",
+    "fedbuff": "motet.methods.fedbuff:FedBuff",
     "fedprox": "motet.methods.fedprox:FedProx",
     "scaffold": "motet.methods.scaffold:Scaffold",
     "fednova": "motet.methods.fednova:FedNova",

@@ -1,0 +1,101 @@
+"""``motet deploy``: a folder for every party of a federation, and a look at it before the start."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+import yaml
+
+from motet.commands.common import out, result, say, table
+from motet.core.errors import ConfigError
+
+PACKAGES = ("motet", "torch", "numpy", "flwr")
+
+
+def deploy_flower(
+    recipe: str,
+    sites: Sequence[str],
+    hub: str,
+    folder: Path,
+    *,
+    settings: Sequence[str] = (),
+    days: int = 365,
+) -> None:
+    """Writes ``folder``/hub and a folder for every site of the recipe, for Flower as the courier.
+
+    recipe: a file, or anything else that ``motet run`` takes. sites: names to check against the
+    recipe; all of it without any. hub: HOST or HOST:PORT under which sites reach the hub.
+    settings: as for ``motet run``.
+    """
+    from motet.commands.hub import hub_parties, site_names
+    from motet.engines.flower.deploy import PORT, Plan, write_flower
+    from motet.experiment.targets import load_experiment
+
+    experiment = load_experiment(recipe, settings)
+    names = site_names(experiment)
+    check_names(sites, names)
+    parties = hub_parties(experiment)
+    experiment.method.check(parties.facts)
+    host, port = split_host(hub, PORT)
+    text = yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
+    plan = Plan(tuple(names), text, host, port, days, versions_here())
+    write_flower(plan, folder)
+    say(f"{folder}: hub, {', '.join(names)}; README.md there says what is for whom")
+
+
+def check_names(given: Sequence[str], names: Sequence[str]) -> None:
+    """Raises ConfigError unless the given names, where there are any, are the recipe's."""
+    strangers = [name for name in given if name not in names]
+    if strangers:
+        raise ConfigError(f"--site {strangers[0]}: the recipe has {', '.join(names)}")
+    left_out = [name for name in names if name not in given]
+    if given and left_out:
+        raise ConfigError(
+            f"--site: the recipe also has {', '.join(left_out)}; name all of its sites, or change "
+            "populations in the recipe"
+        )
+
+
+def split_host(text: str, port: int) -> tuple[str, int]:
+    """(host, port) of HOST, HOST:PORT, [ADDRESS] or [ADDRESS]:PORT."""
+    host, given = text, str(port)
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        given = rest[1:] if rest.startswith(":") else given
+    elif text.count(":") == 1:
+        host, _, given = text.partition(":")
+    strange = set(host) - set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.:")
+    if not host or strange or not given.isdecimal() or not 0 < int(given) < 65536:
+        raise ConfigError(f"--hub {text!r}: write a host name or address, such as hub.org:8000")
+    return host, int(given)
+
+
+def versions_here() -> dict[str, str]:
+    """Versions of what hub and sites should have alike."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            # What is behind a plus says how it was built, not what it is.
+            found[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            raise ConfigError(f"{name} is not installed: pip install 'motet[flower]'") from None
+    return found
+
+
+def check_folder(folder: Path) -> None:
+    """Shows what is fine and what is not in a party's folder; leaves with 1 for the latter."""
+    from motet.deploy.preflight import preflight
+
+    shown = table("", ("", "check", ""))
+    checks = preflight(folder)
+    for check in checks:
+        shown.add_row("ok" if check.fine else "WRONG", check.name, check.text)
+    out().print(shown)
+    wrong = [check for check in checks if not check.fine]
+    if wrong:
+        result(f"{len(wrong)} of {len(checks)} checks found something to do")
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Flower as a courier: SuperLink and SuperNodes carry questions to the sites' agents."""

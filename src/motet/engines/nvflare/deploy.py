@@ -1,0 +1,236 @@
+"""What NVFlare needs at every party: certificates, a policy that runs no code, start scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from motet.core.errors import ConfigError, StoreError
+from motet.deploy import texts
+from motet.deploy.preflight import DEPLOYMENT
+from motet.deploy.templates import Service, compose, dockerfile, script, unit
+from motet.engines.nvflare import pages
+from motet.engines.nvflare.names import ADMIN, AT_HUB, AT_SITE, HUB, PROJECT, SOCKET
+
+PORT = 8002
+# The only roles and rights that a party knows: the hub's own people start and end jobs, and nobody
+# brings code, looks into files, or restarts a site from afar.
+RIGHTS = {
+    "submit_job": "any",
+    "manage_job": "any",
+    "view": "any",
+    "clone_job": "none",
+    "download_job": "none",
+    "operate": "none",
+    "shell_commands": "none",
+    "byoc": "none",
+    "server-predeployed-flwr": "none",
+}
+POLICY = {"format_version": "1.0", "permissions": {"project_admin": RIGHTS}}
+# Words of NVFlare's builders; the scheme is that of its connections, always within mutual TLS.
+_BUILDERS = "nvflare.lighter.impl"
+SCHEME = "tcp"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One deployment: who takes part, and where the hub is.
+
+    recipe: its text, the same for all. host, port: where sites find the hub. days: for which
+    certificates are valid. versions: package -> the version that all parties should have.
+    """
+
+    sites: tuple[str, ...]
+    recipe: str
+    host: str
+    port: int = PORT
+    days: int = 365
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where sites find the hub."""
+        return f"{self.host}:{self.port}"
+
+
+def write_nvflare(plan: Plan, out: Path) -> None:
+    """Writes ``out``/hub and ``out``/NAME for every site; raises ConfigError where there is one."""
+    there = [name for name in ("hub", *plan.sites) if (out / name).exists()]
+    if there:
+        raise ConfigError(f"{out / there[0]} exists, and is not overwritten; choose another folder")
+    if ":" in plan.host:
+        raise ConfigError(f"--hub {plan.host}: NVFlare wants a host name or an IPv4 address")
+    # NVFlare keeps its authority's private key beside the kits: with this folder it is gone.
+    with tempfile.TemporaryDirectory() as scratch:
+        kits = provision(plan, Path(scratch))
+        try:
+            for site in plan.sites:
+                _write_site(plan, site, kits / site, out / site)
+            _write_hub(plan, kits, out / "hub")
+        except OSError as error:
+            raise StoreError(f"cannot write {error.filename}: {error.strerror}") from error
+    _write(out / "README.md", pages.overview(plan.sites, plan.address))
+
+
+def provision(plan: Plan, scratch: Path) -> Path:
+    """The folder of NVFlare's start-up kits, by its own provisioning; one kit for each party."""
+    try:
+        from nvflare.lighter.prov_utils import prepare_builders
+        from nvflare.lighter.provision import prepare_project
+        from nvflare.lighter.provisioner import Provisioner
+    except ImportError:
+        raise ConfigError("NVFlare is not installed: pip install 'motet[nvflare]'") from None
+    project = _project(plan)
+    told = _Told()
+    # It prints what it does.
+    with contextlib.redirect_stdout(told):
+        found = Provisioner(str(scratch), prepare_builders(project)).provision(
+            prepare_project(project)
+        )
+    kits = Path(found.get("current_prod_dir") or scratch)
+    if found.get("build_error") or not (kits / plan.host / "startup").is_dir():
+        raise ConfigError(f"NVFlare's provisioning failed: {told.last}")
+    return kits
+
+
+class _Told:
+    """Takes what is printed, and keeps the last line."""
+
+    last = "it said nothing"
+
+    def write(self, text: str) -> int:
+        self.last = text.strip() or self.last
+        return len(text)
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+
+def _project(plan: Plan) -> dict[str, Any]:
+    server: dict[str, Any] = {"name": plan.host, "type": "server", "org": "hub"}
+    server |= {"fed_learn_port": plan.port}
+    admin = {"name": ADMIN, "type": "admin", "org": "hub", "role": "project_admin"}
+    sites = [{"name": site, "type": "client", "org": "sites"} for site in plan.sites]
+    builders: list[tuple[str, dict[str, Any]]] = [
+        ("workspace.WorkspaceBuilder", {"template_file": ["master_template.yml"]}),
+        ("static_file.StaticFileBuilder", {"config_folder": "config", "scheme": SCHEME}),
+        ("cert.CertBuilder", {"root_valid_days": plan.days}),
+        ("signature.SignatureBuilder", {}),
+    ]
+    return {
+        "api_version": 4,
+        "name": PROJECT,
+        "description": "a federation of Motet",
+        "gen_scripts": True,
+        "participants": [server, *sites, admin],
+        "builders": [{"path": f"{_BUILDERS}.{name}", "args": args} for name, args in builders],
+    }
+
+
+def site_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """A client's resources: the classes of our job alone, and no log that goes to the hub.
+
+    An error log may quote private values; NVFlare streams it to its server otherwise.
+    """
+    parts = [part for part in resources["components"] if "Log" not in part["path"].split(".")[-1]]
+    own = {"components": parts, "allow_log_streaming": False}
+    return {**resources, **own, **_only(AT_SITE)}
+
+
+def hub_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """A server's resources: one job at a time, what it keeps in the hub's own folder."""
+    parts = [dict(part) for part in resources["components"] if part["id"] != "log_receiver"]
+    for part in parts:
+        if part["id"] == "job_scheduler":
+            part["args"] = {"max_jobs": 1}
+        if part["id"] == "job_manager":
+            part["args"] = {**part["args"], "uri_root": "{$MOTET_HERE}/nvflare/jobs"}
+    snapshots = json.loads(json.dumps(resources["snapshot_persistor"]))
+    snapshots["args"]["storage"]["args"]["root_dir"] = "{$MOTET_HERE}/nvflare/snapshots"
+    own = {"components": parts, "snapshot_persistor": snapshots}
+    return {**resources, **own, **_only(AT_HUB)}
+
+
+def _only(classes: Sequence[str]) -> dict[str, Any]:
+    return {"class_list_enforcement_mode": "enforce", "class_allow_list": list(classes)}
+
+
+def client() -> Service:
+    """A site's NVFlare client, which knows hub and itself by certificates."""
+    environment = {SOCKET: "$here/state/agent.sock"}
+    about = "NVFlare's client of the site"
+    command = "bash nvflare/startup/sub_start.sh --once"
+    return Service("client", about, command, environment, after="agent", again=5.0)
+
+
+def server() -> Service:
+    """The hub's NVFlare server."""
+    environment = {"MOTET_HERE": "$here", HUB: "$here/hub.yaml"}
+    about = "NVFlare's server of the hub"
+    return Service("server", about, "bash nvflare/startup/sub_start.sh --once", environment)
+
+
+def _kit(kit: Path, place: Path, resources: dict[str, Any]) -> None:
+    shutil.copytree(kit, place)
+    local = place / "local"
+    _write(local / "resources.json", json.dumps(resources, indent=1))
+    _write(local / "authorization.json", json.dumps(POLICY, indent=1))
+    for name in ("resources.json.default", "authorization.json.default"):
+        (local / name).unlink()
+
+
+def _read(kit: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((kit / "local/resources.json.default").read_text("utf-8"))
+    return found
+
+
+def _write_site(plan: Plan, site: str, kit: Path, folder: Path) -> None:
+    _kit(kit, folder / "nvflare", site_resources(_read(kit)))
+    _write(folder / "recipe.yaml", plan.recipe)
+    _write(folder / "site.yaml", texts.site_file(site))
+    agent = Service(
+        "agent", f"the agent of site {site}", "motet site --config site.yaml", {}, offline=True
+    )
+    _write_services([agent, client()], folder, plan)
+    _write(folder / "README.md", pages.of_site(site, plan.address))
+    _write_deployment(plan, folder, {"role": "site", "name": site})
+
+
+def _write_hub(plan: Plan, kits: Path, folder: Path) -> None:
+    kit = kits / plan.host
+    _kit(kit, folder / "nvflare", hub_resources(_read(kit)))
+    shutil.copytree(kits / ADMIN, folder / "admin")
+    _write(folder / "recipe.yaml", plan.recipe)
+    _write(folder / "hub.yaml", pages.HUB_FILE)
+    _write_services([server()], folder, plan, ports=[plan.port])
+    _write(folder / "README.md", pages.of_hub(plan.sites, plan.address))
+    _write_deployment(plan, folder, {"role": "hub", "listen": plan.port})
+
+
+def _write_deployment(plan: Plan, folder: Path, about: dict[str, Any]) -> None:
+    known = {"courier": "nvflare", "address": plan.address, "versions": dict(plan.versions)}
+    _write(folder / DEPLOYMENT, json.dumps({**about, **known}, indent=1))
+
+
+def _write_services(
+    services: Sequence[Service], folder: Path, plan: Plan, ports: Sequence[int] = ()
+) -> None:
+    for service in services:
+        _write(folder / f"start-{service.name}.sh", script(service), runs=True)
+        _write(folder / f"systemd/motet-{service.name}.service", unit(service, folder.name))
+    _write(folder / "compose.yaml", compose(services, folder.name, ports))
+    if plan.versions:
+        _write(folder / "Dockerfile", dockerfile("motet[nvflare,text]", plan.versions))
+
+
+def _write(path: Path, text: str, *, runs: bool = False) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    if runs:
+        path.chmod(0o755)

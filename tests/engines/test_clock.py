@@ -204,14 +204,14 @@ def test_a_window_is_part_of_its_day(windows: list[tuple[float, float]]) -> None
 
 
 def test_a_kept_clock_goes_on() -> None:
-    plain = clock(jitter=0.3)
+    plain = clock(jitter=0.3, latency=0.5)
     ask(plain)
     first = plain.recv()
     assert first is not None
     kept = plain.kept()
     rest = answers(plain)
 
-    again = clock(jitter=0.3)
+    again = clock(jitter=0.3, latency=0.5)
     # What a resumed run repeats before its rounds is forgotten.
     ask(again, ["dan"])
     again.put_back(kept)

@@ -494,7 +494,8 @@ def test_a_long_storm_leaves_no_trace() -> None:
     assert lean.unexplained == 0
     assert lean.counts["replied"] > 600
     assert lean.counts["fault"] > 1000
-    assert held[1] < 1.05 * held[0], held
+    # Over a hundred rounds, less than a reply or a few events: nothing is kept of any round.
+    assert held[1] - held[0] < 30_000, held
     other, _ = lean_storm(300)
     other.start()
     assert wire.digest(weights_of(other.model)) == wire.digest(weights_of(fed.model))

@@ -38,7 +38,10 @@ def test_a_misspelt_field_is_answered_with_the_nearest(setting: str, told: str) 
 
 def test_a_field_like_no_other_is_answered_with_all() -> None:
     told = complaint("engine.zzz=1")
-    assert told == "engine.zzz: there is no such field; write one of name, strict, threads"
+    assert told == (
+        "engine.zzz: there is no such field; write one of name, processes, strict, threads, "
+        "timeout, retries"
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,11 @@ def test_a_field_like_no_other_is_answered_with_all() -> None:
             "method.server.loss=soft",
             "method.server.loss = 'soft': write a mapping of fields (name, tau)",
         ),
-        ("engine=serial", "engine = 'serial': write a mapping of fields (name, strict, threads)"),
+        (
+            "engine=serial",
+            "engine = 'serial': write a mapping of fields (name, processes, strict, threads, "
+            "timeout, retries)",
+        ),
     ],
 )
 def test_a_wrong_type_is_answered_with_the_right_one(setting: str, told: str) -> None:

@@ -21,7 +21,16 @@ EQUAL = "clients={speed: null, latency: 5}"
 DEADLINE = ("engine.timeout=20", "method.quorum=0.1")
 GRID = ("1.0", "0.3", "0.1", "0.03")
 # Arm -> local learning rate -> seconds to the target on the calibration seed; the least is chosen.
-CALIBRATED: Mapping[str, Mapping[str, float]] = {}
+CALIBRATED: Mapping[str, Mapping[str, float]] = {
+    "fedbuff": {"1.0": 573.0, "0.3": 53.0, "0.1": 124.3, "0.03": 287.4},
+    "fedavg": {"1.0": 3645.3, "0.3": 742.8, "0.1": 1534.9, "0.03": 3041.3},
+    "fedbuff-one": {"1.0": 184.4, "0.3": 23.8, "0.1": 33.1, "0.03": 59.8},
+}
+
+
+def chosen(name: str) -> str:
+    """The learning rate that was best on the calibration seed."""
+    return min(CALIBRATED[name], key=lambda lr: CALIBRATED[name][lr])
 
 
 def measure(values: Plain) -> Values:
@@ -52,8 +61,7 @@ def arm(
     if method != "fedbuff":
         shared = {key: values["method"][key] for key in ("cohort", "local")}
         values = {**values, "method": {"name": method, "weighting": "uniform", **shared}}
-    tuned = CALIBRATED.get(name) or CALIBRATED.get(name.split("-")[0])
-    rate = min(tuned, key=lambda lr: tuned[lr]) if tuned else "0.1"
+    rate = chosen(name if name in CALIBRATED else method)
     own = [f"method.local.lr={rate}", f"method.rounds={rounds}", *settings]
     return Arm(name, with_settings(values, own), title, group)
 
@@ -104,18 +112,11 @@ def arms() -> Sequence[Arm]:
     ]
 
 
-def chosen(name: str) -> str:
-    """The learning rate that was best on the calibration seed."""
-    tuned = CALIBRATED.get(name, {})
-    return min(tuned, key=lambda lr: tuned[lr]) if tuned else "0.1"
-
-
 CLAIM = Claim(
     name="fedbuff",
     title="Where some sites are slow, FedBuff does not wait for them",
-    paper="Nguyen et al., AISTATS 2022: FedBuff reaches the target accuracy up to 3.3 times faster "
-    "than asynchronous methods without a buffer, and up to 3.8 times faster than synchronous "
-    "FedAvg and its kin.",
+    paper="Nguyen et al., AISTATS 2022: FedBuff is 3.3 times more efficient than synchronous "
+    "federated learning, and up to 2.5 times more efficient than asynchronous without a buffer.",
     arms=arms,
     reference="fedbuff",
     metrics=(TO_TARGET, AT_MOMENT, "accuracy@5", "staleness", "MB up"),
@@ -163,4 +164,13 @@ CLAIM = Claim(
         for name in ("fedbuff", "fedavg", "fedbuff-one")
     },
     measure=measure,
+    notes="""
+Times are simulated: a site trains on 20 rows a second, or on 2 where it is a straggler, as 6 of 20
+are. The hub's own work takes none, and evaluation neither.
+
+What does not hold: with a buffer of five and ten sites at work the weights of staleness gain
+nothing. An update is 1.7 models old on average, which does no harm here, and weights below 1 make
+steps smaller. Where updates are old they decide: without a buffer and with all sites at work they
+are 17 models old, and without weights the model does not learn at all.
+""",
 )  # fmt: skip

@@ -59,7 +59,8 @@ class FedBuff(FedAvg):
 
     Deviations: sites send their weights, and the hub takes the change of them; a site does one
     thing at a time, so that who is at work is not asked again. A site that fails is not asked
-    again before the next model.
+    again before the next model. Secure sums and central privacy are refused: both are made here
+    for the answers to one question, and a buffer holds those to several.
     """
 
     asynchronous: ClassVar[bool] = True

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from nvflare.collab import collab
+from tests.agent.toyagents import RECIPE, Odd, host, share
 from tests.conformance.tiny import parties, recipe
+from tests.core.toys import specs
 
+from motet.agent.host import Host
 from motet.agent.protocol import recipe_digest
-from motet.core import Request
+from motet.core import Request, wire
 from motet.engines.nursery import nursery
 from motet.engines.nvflare.engine import NvflareEngine, connect
 from motet.engines.processes import Share
@@ -29,6 +32,18 @@ PROBES = ("fedavg", "creamfl", "scaffold", "split-tuning")
 POPULATIONS = ("image", "pair", "text")
 DEAD = ("method.quorum=0.5",)
 SITES = tuple(f"{name}-1" for name in POPULATIONS)
+
+
+# Toy sites of these names, with an operation that answers what it was sent.
+TOYS = "tests.e2e.nvflarehub:toys_of"
+
+
+def toys_of(setup: Path) -> list[Host]:
+    """What a nursery calls for the toy site that a set-up file names."""
+    torch.set_num_threads(1)
+    names = wire.decode(setup.read_bytes())["sites"]
+    memory = setup.parent / "memory"
+    return [host(spec, Odd(), memory=memory, careful=False) for spec in specs(names)]
 
 
 def wanted(method: str, *settings: str) -> Experiment:
@@ -50,12 +65,12 @@ def wanted(method: str, *settings: str) -> Experiment:
 def agents(target: str, shares: Sequence[Share], folder: Path) -> Iterator[dict[str, int]]:
     """Processes of these sites; pids by site."""
     found: dict[str, int] = {}
-    for share in shares:
-        (site,) = share.sites
+    for one in shares:
+        (site,) = one.sites
         own = folder / f"{site}.agent"
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir()
-        (own / "setup").write_bytes(share.setup)
+        (own / "setup").write_bytes(one.setup)
         at = folder / f"{site}.sock"
         found[site] = nursery(target).start(own, own / "setup", at, own / "log")
     try:
@@ -139,11 +154,9 @@ class Probes:
 
     def odd(self) -> dict[str, Any]:
         """Toy sites: what is refused, how long an exchange takes, and what goes over the wire."""
-        from tests.agent.toyagents import RECIPE, TARGET, share
-
         folder = Path(self.folder)
         toys = [share("odd", [site]) for site in SITES]
-        with agents(TARGET, toys, folder):
+        with agents(TOYS, toys, folder):
             engine = connect(SITES, recipe=RECIPE, wait=60.0, patience=10.0)
             try:
                 return {
@@ -171,7 +184,8 @@ class Probes:
             )
             for _ in SITES:
                 reply = engine.recv(60)
-                assert reply is not None and reply.error is None, reply
+                assert reply is not None
+                assert reply.error is None
             found.append(time.monotonic() - began)
         return found
 
@@ -182,12 +196,9 @@ class Probes:
             frames, before, wire_before = [0, 0], engine.traffic, tcp_bytes()
             began = time.monotonic()
             for number in range(4):
-                reply = self.ask(
-                    engine,
-                    Request(
-                        "pair-1", "nothing", f"b{count}.{number}", 0, {"z": torch.zeros(count)}
-                    ),
-                )
+                shared = {"z": torch.zeros(count)}
+                tag = f"b{count}.{number}"
+                reply = self.ask(engine, Request("pair-1", "nothing", tag, 0, shared))
                 assert reply.error is None, reply
                 frames = [frames[0] + reply.down, frames[1] + reply.up]
             seconds = (time.monotonic() - began) / 4

@@ -102,7 +102,7 @@ Recipe(Probes(folder), len(SITES)).execute(env)
     (local / "resources.json.default").write_text(json.dumps(policy))
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         SOCKET: str(folder / "{site}.sock"),
     }
@@ -182,6 +182,7 @@ def test_a_round_goes_on_without_a_site_that_died(simulated: dict[str, Any]) -> 
 
 @pytest.mark.slow
 def test_an_operation_that_the_method_does_not_have_is_refused(simulated: dict[str, Any]) -> None:
+    assert "odd" in simulated, simulated["log"][-3000:]
     assert "refuses 'steal'" in simulated["odd"]["stranger"]
 
 

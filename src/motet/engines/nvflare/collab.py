@@ -25,14 +25,14 @@ class Courier:
     def __init__(self) -> None:
         self._postbox: Postbox | None = None
 
-    @collab.init
+    @collab.init  # type: ignore[untyped-decorator]
     def set_up(self) -> None:
         """Finds the agent of this site."""
         path = os.environ.get(SOCKET)
         site = str(collab.site_name)
         self._postbox = Postbox(None if path is None else path.replace(SITE, site))
 
-    @collab.publish
+    @collab.publish  # type: ignore[untyped-decorator]
     def ask(self, letter: bytes) -> bytes:
         """A site's letter in return for the hub's (``motet.engines.nvflare.letters``)."""
         # NVFlare packs the call as a dict by FOBS, which is msgpack: bytes go as they are, beyond

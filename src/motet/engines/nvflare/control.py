@@ -20,6 +20,7 @@ LOG = logging.getLogger("motet.nvflare")
 TIMEOUT = 10.0
 # Of NVFlare's statuses, those that a job keeps begin with this.
 ENDED = "FINISHED"
+RUNNING = "RUNNING"
 
 
 class Control:
@@ -60,7 +61,12 @@ class Control:
         """NVFlare's word for how a job is; None when it cannot be asked."""
         try:
             with self._session() as session:
-                return str(session.get_job_meta(number)["status"])
+                found = str(session.get_job_meta(number)["status"])
+                if found == RUNNING:
+                    known = [job.job_id for job in session.get_system_info().job_info]
+                    # A server that was killed goes on saying that its jobs run.
+                    return found if number in known else f"{ENDED}: with the server"
+                return found
         except Exception as error:
             LOG.info("NVFlare's server cannot be asked: %s", error)
             return None

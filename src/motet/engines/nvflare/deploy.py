@@ -148,7 +148,9 @@ def hub_resources(resources: Mapping[str, Any]) -> dict[str, Any]:
     parts = [dict(part) for part in resources["components"] if part["id"] != "log_receiver"]
     for part in parts:
         if part["id"] == "job_scheduler":
-            part["args"] = {"max_jobs": 1}
+            # A job waits for its sites for as long as it takes, and begins soon after.
+            always = {"max_schedule_count": 1_000_000, "max_schedule_interval": 20}
+            part["args"] = {"max_jobs": 1, **always}
         if part["id"] == "job_manager":
             part["args"] = {**part["args"], "uri_root": "{$MOTET_HERE}/nvflare/jobs"}
     snapshots = json.loads(json.dumps(resources["snapshot_persistor"]))

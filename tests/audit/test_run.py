@@ -76,6 +76,12 @@ def test_weights_after_local_steps_are_turned_into_a_gradient() -> None:
     assert bare.mean > 50
 
 
+def test_a_run_with_a_trusted_root_is_audited_like_any_other() -> None:
+    root = ("protect.robust.name=fltrust", "protect.robust.root=4")
+    result = tried("fedavg", "method.local.lr=0.05", *root, attacks=("analytic",), defences=())
+    assert result.of("analytic", "psnr")
+
+
 def test_all_attacks_on_gradients_have_a_line() -> None:
     result = tried("fedsgd", budget=6, defences=("sparsification:90", "soteria"))
     names = {cell.attack for cell in result.cells}

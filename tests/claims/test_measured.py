@@ -11,8 +11,7 @@ import torch
 from tests.claims.test_base import claim
 
 from motet.claims.base import calibrate, run_claim
-from motet.claims.measured import compare_measured
-from motet.experiment.compare import Arm, Plain, Values
+from motet.experiment.compare import Arm, Plain, Values, compare
 
 ARMS = (Arm("new", {"rate": 2.0}), Arm("old", {"rate": 1.0}))
 
@@ -23,7 +22,7 @@ def score(values: Plain) -> Values:
 
 def test_every_arm_is_measured_on_every_seed_and_kept(tmp_path: Path) -> None:
     notes: list[Plain] = []
-    made = compare_measured(
+    made = compare(
         "t", ARMS, (3, 4), reference="new", folder=tmp_path, measure=score, jobs=1,
         command="c", tell=notes.append,
     )  # fmt: skip
@@ -37,12 +36,12 @@ def test_every_arm_is_measured_on_every_seed_and_kept(tmp_path: Path) -> None:
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path) -> None:
     where = {"reference": "new", "folder": tmp_path, "measure": score, "jobs": 1}
-    compare_measured("t", ARMS, (3,), **where)  # type: ignore[arg-type]
+    compare("t", ARMS, (3,), **where)  # type: ignore[arg-type]
     for path in tmp_path.iterdir():
         path.write_text(json.dumps({"score": 100.0}))
-    assert compare_measured("t", ARMS, (3,), **where).of("old", "score") == [100]  # type: ignore[arg-type]
+    assert compare("t", ARMS, (3,), **where).of("old", "score") == [100]  # type: ignore[arg-type]
     changed = (replace(ARMS[0], values={"rate": 5.0}), ARMS[1])
-    again = compare_measured("t", changed, (3,), **where)  # type: ignore[arg-type]
+    again = compare("t", changed, (3,), **where)  # type: ignore[arg-type]
     assert (again.of("new", "score"), again.of("old", "score")) == ([15], [100])
 
 
@@ -52,9 +51,7 @@ def test_processes_of_their_own_measure_the_same(
 ) -> None:
     # They find this module where their parent does.
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2]))
-    made = compare_measured(
-        "t", ARMS, (3, 4), reference="new", folder=tmp_path, measure=score, jobs=2
-    )
+    made = compare("t", ARMS, (3, 4), reference="new", folder=tmp_path, measure=score, jobs=2)
     assert made.of("new", "score") == [6, 8]
     assert made.of("old", "score") == [3, 4]
 

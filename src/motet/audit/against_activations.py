@@ -16,13 +16,14 @@ from motet.audit.representations import mean_picture, pictures_from
 from motet.audit.scores import psnr, ssim
 from motet.audit.tap import Seen, Tap
 from motet.audit.updates import NotTriedError, visible
-from motet.audit.watch import protection_for, watch
+from motet.audit.watch import watch
 from motet.core.batch import Dataset
 from motet.core.kinds import Kind
 from motet.core.messages import Request
 from motet.core.middleware import pack_all
 from motet.core.site import SiteSpec
 from motet.engines.serial import Serial
+from motet.experiment.runner import protection_of
 
 MOST_AUXILIARY = 200
 
@@ -102,7 +103,7 @@ def _played(
 
 def _answer(context: Context, spec: SiteSpec, history: Sequence[Seen], key: str) -> Tensor:
     experiment = context.experiment
-    method, protection = experiment.method, protection_for(experiment, context.parties)
+    method, protection = experiment.method, protection_of(experiment, context.parties)
     engine = Serial(
         [spec], method, seed=experiment.seed, public=context.parties.public, protection=protection
     )

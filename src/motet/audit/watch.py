@@ -9,11 +9,10 @@ from dataclasses import replace
 from motet.audit.tap import Enough, Tap
 from motet.core.batch import Dataset
 from motet.core.errors import ConfigError
-from motet.core.guard import Protection
 from motet.core.messages import Engine, Reply, Request, Traits
 from motet.core.method import Method
 from motet.experiment.build import Parties
-from motet.experiment.runner import run
+from motet.experiment.runner import protection_of, run
 from motet.experiment.spec import Experiment
 
 
@@ -37,7 +36,7 @@ def watch(
         tap = Tap(
             engine,
             experiment.method,
-            protection=protection_for(experiment, parties),
+            protection=protection_of(experiment, parties),
             sites=None if others else sites,
             counted=sites,
             rounds=rounds,
@@ -48,13 +47,6 @@ def watch(
     with suppress(Enough):
         run(experiment, parties=swapped(parties, holding or {}), wrap=wrap)
     return taps[0]
-
-
-def protection_for(experiment: Experiment, parties: Parties) -> Protection:
-    """The recipe's codecs and guards, as its runs have them."""
-    method = experiment.method
-    cohort = getattr(method, "cohort", None)
-    return experiment.protect.build(method, len(parties.sites), cohort)
 
 
 def swapped(parties: Parties, holding: Mapping[str, Dataset]) -> Parties:

@@ -9,10 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from motet.claims.measured import Measure, compare_measured
 from motet.core.errors import ConfigError
 from motet.evaluate.fairness import correlation
-from motet.experiment.compare import Arm, Comparison, compare, spread
+from motet.experiment.compare import Arm, Comparison, Measure, compare, spread
 from motet.experiment.spec import with_settings
 
 Plain = dict[str, Any]
@@ -128,9 +127,7 @@ class Claim:
         self, title: str, arms: Sequence[Arm], seeds: Sequence[int], **rest: Any
     ) -> Comparison:
         """Runs, or measures, these arms on these seeds; the rest is as ``compare`` takes it."""
-        if self.measure is None:
-            return compare(title, arms, seeds, **rest)
-        return compare_measured(title, arms, seeds, measure=self.measure, **rest)
+        return compare(title, arms, seeds, measure=self.measure, **rest)
 
 
 def calibrate(

@@ -324,7 +324,7 @@ class Exchange:
             self.fed.protection.summed.fits(weights, self.values, key)
             self.fed._combined.add(str(self.operation.sends.get(key)))
             return self._opened[key]
-        sent = self.sent(key) if onto is None else onto
+        sent = self.question.sent(key) if onto is None else onto
         return self.combine(key, values, weights, sent, len(self.question.sites))
 
     def combine(
@@ -356,12 +356,6 @@ class Exchange:
         )
         self.fed._combined.add(str(kind))
         return rule.mean(call)
-
-    def sent(self, key: str) -> Any | None:
-        """What all sites got under this key; None where they got different things, or nothing."""
-        sent = [received.get(key) for received in self.question.received.values()]
-        alike = bool(sent) and all(other is sent[0] for other in sent)
-        return sent[0] if alike else None
 
 
 def _unfit(site: str, reason: str) -> str:

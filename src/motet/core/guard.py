@@ -112,6 +112,13 @@ class Question:
     chance: float
     population: int
 
+    def sent(self, key: str) -> Any | None:
+        """What all sites got under this key; None where they got different things, or nothing."""
+        # A sample may be empty: then there is what all would have got.
+        asked = list(self.received.values()) or [self.shared]
+        first = asked[0].get(key)
+        return first if all(received.get(key) is first for received in asked) else None
+
 
 class Combiner(Protocol):
     """The rule by which values of some kinds become one."""

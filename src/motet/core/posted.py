@@ -261,7 +261,7 @@ def _rule(exchanges: list[Exchange]) -> Any:
         asked = next((one for one in exchanges if key in one.operation.sends), exchanges[-1])
         sent = onto
         if sent is None and len(exchanges) == 1:
-            sent = asked.sent(key)
+            sent = asked.question.sent(key)
         return asked.combine(key, values, weights, sent, len(values))
 
     return combine

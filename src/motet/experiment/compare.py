@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal, TypeAlias
+
+import torch
 
 from motet.core.errors import ConfigError, MotetError
 from motet.core.store import write_atomic
@@ -21,6 +23,8 @@ Group: TypeAlias = Literal["method", "baseline", "ablation", "control", "bound",
 Plain: TypeAlias = dict[str, Any]
 # metric -> value of one run; a site's metric is named "PARTY/METRIC".
 Values: TypeAlias = dict[str, float]
+# What gives an arm's figures where its values are no recipe, from these values and "seed".
+Measure: TypeAlias = Callable[[Plain], Values]
 # "METRIC@5" is the mean of the last five reports.
 LAST = (3, 5, 10)
 
@@ -99,6 +103,7 @@ def compare(
     *,
     reference: str,
     folder: Path,
+    measure: Measure | None = None,
     jobs: int | None = None,
     command: str = "",
     tell: Callable[[Plain], None] = lambda note: None,
@@ -106,6 +111,7 @@ def compare(
     """Runs every arm on every seed, ``jobs`` at a time, and keeps each result in ``folder``.
 
     A result that is there already, of the same recipe and seed, is not computed again.
+    measure: a module's own function, for arms that are no recipes; called on one thread.
     tell: called with {"done", "of", "arm", "seed", "values"} after each. Raises MotetError.
     """
     names = [arm.name for arm in arms]
@@ -114,21 +120,22 @@ def compare(
     if not seeds:
         raise ConfigError("a comparison needs at least one seed")
     found: dict[tuple[str, int], Values] = {}
-    wanted: list[tuple[str, int, Plain, Path]] = []
+    wanted: list[Job] = []
+    what = {} if measure is None else {"measure": f"{measure.__module__}.{measure.__qualname__}"}
     for seed in seeds:
         for arm in arms:
             recipe = {**arm.values, "seed": seed}
-            path = folder / f"{arm.name}-{seed}-{_digest(recipe)}.json"
+            path = folder / f"{arm.name}-{seed}-{_digest({**what, **recipe})}.json"
             if path.exists():
                 found[arm.name, seed] = json.loads(path.read_text())
             else:
-                wanted.append((arm.name, seed, recipe, path))
+                wanted.append(Job(arm.name, seed, recipe, path, measure))
     done = len(found)
-    for (name, seed), values in _run_all(wanted, jobs or os.cpu_count() or 1):
-        found[name, seed] = values
+    for job, values in _run_all(wanted, jobs or os.cpu_count() or 1):
+        found[job.arm, job.seed] = values
         done += 1
         total = len(arms) * len(seeds)
-        tell({"done": done, "of": total, "arm": name, "seed": seed, "values": values})
+        tell({"done": done, "of": total, "arm": job.arm, "seed": job.seed, "values": values})
     values_by_arm = {name: [found[name, seed] for seed in seeds] for name in names}
     return Comparison(title, reference, tuple(seeds), tuple(arms), values_by_arm, command)
 
@@ -138,20 +145,42 @@ def _digest(recipe: Plain) -> str:
     return blake2b(text.encode(), digest_size=4).hexdigest()
 
 
-def _run_all(wanted: Sequence[tuple[str, int, Plain, Path]], jobs: int) -> Any:
-    """Yields ((arm, seed), values) as they are done; processes of their own, one thread each."""
+@dataclass(frozen=True)
+class Job:
+    """One arm on one seed, and the file for what comes out."""
+
+    arm: str
+    seed: int
+    values: Plain
+    path: Path
+    measure: Measure | None = None
+
+    def run(self) -> Values:
+        """The values, which are then in the file as well."""
+        if self.measure is None:
+            return run_arm(self.values, self.path)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            found = self.measure(self.values)
+        finally:
+            torch.set_num_threads(threads)
+        write_atomic(self.path, json.dumps(found, indent=1).encode())
+        return found
+
+
+def _run_all(wanted: Sequence[Job], jobs: int) -> Iterator[tuple[Job, Values]]:
+    """The jobs and their values as they are done; processes of their own, one thread each."""
     if jobs == 1 or len(wanted) < 2:
-        for name, seed, recipe, path in wanted:
-            yield (name, seed), run_arm(recipe, path)
+        for job in wanted:
+            yield job, job.run()
         return
     # Forked processes would inherit torch's thread pool in whatever state it is in.
     workers = ProcessPoolExecutor(
         min(jobs, len(wanted)), get_context("spawn"), initializer=_end_at_interrupt
     )
     with workers as pool:
-        running: dict[Future[Values], tuple[str, int]] = {
-            pool.submit(run_arm, recipe, path): (name, seed) for name, seed, recipe, path in wanted
-        }
+        running = {pool.submit(job.run): job for job in wanted}
         try:
             for future in as_completed(running):
                 yield running[future], future.result()

@@ -169,9 +169,7 @@ def _federation(
     events: Events,
     wrap: Wrap | None = None,
 ) -> Federation:
-    protection = experiment.protect.build(
-        experiment.method, len(parties.sites), _cohort(experiment), _root(experiment, parties)
-    )
+    protection = protection_of(experiment, parties)
     engine = _engine(experiment, parties, folder, protection)
     if experiment.attack is not None:
         engine = Hostile(
@@ -233,6 +231,12 @@ def _engine(
         folder=sites,
         protection=protection,
     )
+
+
+def protection_of(experiment: Experiment, parties: Parties) -> Protection:
+    """What stands between hub and sites in this experiment's runs."""
+    cohort, root = _cohort(experiment), _root(experiment, parties)
+    return experiment.protect.build(len(parties.sites), cohort, root)
 
 
 def _cohort(experiment: Experiment) -> int | None:

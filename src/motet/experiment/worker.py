@@ -123,4 +123,4 @@ def site_protection(experiment: Experiment, sites: int) -> Protection:
     cohort = getattr(experiment.method, "cohort", None)
     # Rules by which answers are joined are the hub's, and may need what it alone has.
     protect = experiment.protect.model_copy(update={"robust": None})
-    return protect.build(experiment.method, sites, None if cohort is None else int(cohort))
+    return protect.build(sites, None if cohort is None else int(cohort))

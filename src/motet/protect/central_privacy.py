@@ -68,7 +68,7 @@ class CentralPrivacy:
         self._asked = {**kept, question.tag: asked}
         keys = covered(question.sends, self.spec)
         for key in keys:
-            sent = _shared(question, key)
+            sent = question.sent(key)
             present = [value[key] for value in values.values() if key in value]
             asked.forms[key] = form_of(key, present, sent)
         forms = {key: form for key, form in asked.forms.items() if form is not None}
@@ -135,11 +135,3 @@ class CentralPrivacy:
 def _cohort(question: Question) -> float:
     """How many are asked on average, a constant: by Poisson sampling the real number varies."""
     return max(question.chance * question.population, 1.0)
-
-
-def _shared(question: Question, key: str) -> Any:
-    """What all sites of a question got under this key; None where they got different things."""
-    # A sample may be empty: then there is what all would have got.
-    asked = list(question.received.values()) or [question.shared]
-    sent = [received.get(key) for received in asked]
-    return sent[0] if sent and all(other is sent[0] for other in sent) else None

@@ -67,7 +67,7 @@ class Protect(BaseModel):
         sends = {kind for found in method.operations().values() for kind in found.sends.values()}
         takes = {kind for found in method.operations().values() for kind in found.takes.values()}
         name = type(method).__name__
-        both = {kind for kind, codec in self.compress.items() if kind not in {*sends, *takes}}
+        both = self.compress.keys() - sends - takes
         _known("compress", both, name, sends)
         for part, spec in (("secure_sum", self.secure_sum), ("robust", self.robust)):
             if spec is not None and not sends.intersection(spec.kinds):
@@ -121,9 +121,7 @@ class Protect(BaseModel):
                 f"{{kinds: [{kinds}], weights: uniform}}"
             )
 
-    def build(
-        self, method: Method, sites: int, cohort: int | None, root: Root | None = None
-    ) -> Protection:
+    def build(self, sites: int, cohort: int | None, root: Root | None = None) -> Protection:
         """Guards, codecs and rules, in the order in which a reply meets them."""
         guards: list[Guard] = []
         combiners: list[Combiner] = []

@@ -115,16 +115,17 @@ class Exchange:
         ]
 
     def strangers(self) -> dict[str, str]:
-        """Site -> why it must not be asked: it has other public rows than the hub."""
-        known, own = self.fed.engine.sites(), self.fed.row_order
-        if not self.fed.has_public:
-            return {}
-        reason = "has other public rows than the hub, or another order"
-        return {
-            site: f"site {site} {reason}"
-            for site in self.question.sites
-            if known[site].public != own
-        }
+        """Site -> why it must not be asked: its public rows, or its state, are not the run's."""
+        behind = self.fed._behind.intersection(self.question.sites)
+        found = {site: f"site {site} did not go back to the checkpoint" for site in behind}
+        if self.fed.has_public:
+            known, own = self.fed.engine.sites(), self.fed.row_order
+            for site in self.question.sites:
+                if known[site].public != own:
+                    found[site] = (
+                        f"site {site} has other public rows than the hub, or another order"
+                    )
+        return found
 
     def keep(self, sites: Collection[str]) -> None:
         """Asks only these."""

@@ -117,6 +117,7 @@ def _ask(
     fed = group._fed
     exchange = begin(group, op, payload, each)
     exchange.spend()
+    fed._catch_up(group)
     exchange.prepare(timeout)
     needed = _needed(quorum, len(group))
     exchange.send()

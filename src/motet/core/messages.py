@@ -36,7 +36,8 @@ class Request:
 class Reply:
     """A site's answer: ``value``, or ``error`` in one sentence. Bytes are those of the frames.
 
-    damaged: whether question or answer broke on its way, so that it helps to ask again.
+    damaged: whether question or answer broke on its way, so that it helps to ask again. lost:
+    whether the site could not be reached for as long as the engine tries.
     """
 
     site: str
@@ -46,6 +47,7 @@ class Reply:
     down: int = 0
     up: int = 0
     damaged: bool = False
+    lost: bool = False
 
 
 class Engine(Protocol):

@@ -223,7 +223,8 @@ class FlowerEngine:
     def _give_up(self, errand: _Errand) -> None:
         request = errand.request
         told = f"{_about(request)}: not reached for {self.patience:g} s: {errand.reason}"
-        self._done(errand, Reply(request.site, request.tag, error=told, down=errand.down))
+        reply = Reply(request.site, request.tag, error=told, down=errand.down, lost=True)
+        self._done(errand, reply)
 
     def _done(self, errand: _Errand, reply: Reply) -> None:
         del self._errands[_key(errand)]

@@ -103,7 +103,7 @@ def alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All contenders' rounds of one work; raises DisagreementError, or RuntimeError for a failure."""
+    """All contenders' rounds of one work; raises DisagreementError or RuntimeError."""
     work = work_named(name, options.quick)
     quick = ["--quick"] if options.quick else []
     command = [sys.executable, "-m", "benchmarks.plan", name, str(folder), *quick]

@@ -23,14 +23,19 @@ from benchmarks.environments import python_of
 from benchmarks.machine import machine
 from benchmarks.processes import ROOT, Player
 from benchmarks.rows import recipe, register
-from benchmarks.tables import summary, write_results
+from benchmarks.tables import CHOSEN, summary, write_results
 from benchmarks.works import WORKS, Work, work_named
 from motet.core.errors import ConfigError
 from motet.experiment.spec import parse_experiment
 
 FOLDER = ROOT / "runs" / "bench"
 # What other parts measure alone: each prints its own figures.
-ALONE = {"creamfl": "creamfl.py", "gca": "gca.py", "scale": "scale.py"}
+ALONE = {
+    "creamfl": "creamfl.py",
+    "gca": "gca.py",
+    "scale": "scale.py",
+    "startup": "startup.py",
+}
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,8 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
             }
             for who, player in players.items()
         }
+        chosen = next((who for who in CHOSEN if who in players), None)
+        profile = {} if chosen is None else {chosen: players[chosen].profile()}
     finally:
         for player in players.values():
             player.end()
@@ -148,6 +155,7 @@ def measured(name: str, folder: Path, options: argparse.Namespace) -> dict[str, 
         "checked": checked,
         "missing": missing,
         "contenders": contenders,
+        "profile": profile,
     }
 
 
@@ -179,8 +187,8 @@ def play(work: Work, players: dict[str, Player], folder: Path) -> dict[str, list
     """All rounds, in turn, beginning with another contender each time."""
     told: dict[str, list[dict[str, float]]] = {who: [] for who in players}
     names = list(players)
-    kept = {0: "1", work.rounds - 1: "end"}
-    for number in range(work.rounds):
+    kept = {0: "1", work.rounds - 2: "end"}
+    for number in range(work.rounds - 1):
         start = number % len(names)
         for who in names[start:] + names[:start]:
             path = folder / f"{who}-{kept[number]}.npz" if number in kept else None

@@ -74,19 +74,9 @@ def _figure(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if value >= 0.1 else f"{value:.{digits}g}"
 
 
-def rows_of(found: dict[str, Any]) -> list[tuple[str, ...]]:
+def rows_of(found: dict[str, Any]) -> list[Sequence[str]]:
     """A row per contender, heads first."""
-    rows = [
-        (
-            "",
-            "seconds per round",
-            "times the plain loop",
-            "CPU s",
-            "MB",
-            "start-up s",
-            "1st round s",
-        )
-    ]
+    rows: list[Sequence[str]] = [HEADS]
     for who, told in found["contenders"].items():
         own = who == "plain"
         peak = told["peak"]
@@ -171,7 +161,14 @@ def block(found: dict[str, Any]) -> str:
         f"{found['title']}. Median (quartiles; extremes) of {count} rounds each, in turn; "
         f"{found['threads']} thread(s). {_agreement(found)}{missing}"
     )
-    return "\n".join(["", *lines, "", note, "", f"{where}; {named}.", ""])
+    profiled = [line for who, parts in found["profile"].items() for line in _profile(who, parts)]
+    return "\n".join(["", *lines, "", note, "", *profiled, f"{where}; {named}.", ""])
+
+
+def _profile(who: str, parts: dict[str, float]) -> list[str]:
+    """Where the time of a round goes, as lines of a table."""
+    lines = [_line((f"where a round of {LABELS[who]} goes", "share")), "|---|---:|"]
+    return [*lines, *(_line((name, f"{share:.1%}")) for name, share in parts.items()), ""]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -32,17 +33,18 @@ def loaded() -> tuple[Work, Plan, nn.Module, torch.optim.Optimizer]:
 def train(message: Message, context: Context) -> Message:
     """Loads the weights, takes the steps, answers with the weights."""
     work, plan, model, optimizer = loaded()
-    number = int(message.content["config"]["server-round"]) - 1
+    content: Any = message.content
+    number = int(content["config"]["server-round"]) - 1
     member = int(context.node_config["partition-id"])
-    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    model.load_state_dict(content["arrays"].to_torch_state_dict())
     for rows in plan.order[number, member]:
         optimizer.zero_grad()
         F.cross_entropy(model(plan.x[rows]), plan.y[rows]).backward()
         optimizer.step()
-    content = RecordDict(
+    answer = RecordDict(
         {
             "arrays": ArrayRecord(model.state_dict()),
             "metrics": MetricRecord({"num-examples": work.rows}),
         }
     )
-    return Message(content=content, reply_to=message)
+    return Message(content=answer, reply_to=message)

@@ -12,16 +12,12 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-
-from benchmarks.contenders.gate import Gate, arguments
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
+
+from benchmarks.contenders.gate import Gate, arguments
 
 
 class AtGate(FedAvg):
@@ -46,10 +42,10 @@ class AtGate(FedAvg):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         """Averages, tells what the round took, and waits for the next."""
-        arrays, metrics = super().aggregate_train(server_round, replies)
-        self.gate.finish(arrays.to_torch_state_dict)
+        averaged: Any = super().aggregate_train(server_round, replies)
+        self.gate.finish(averaged[0].to_torch_state_dict)
         self.gate.begin()
-        return arrays, metrics
+        return averaged
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ for every line that it reads, so that contenders take turns and no start-up is i
 from __future__ import annotations
 
 import argparse
+import cProfile
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from benchmarks.profiles import shares
 from benchmarks.works import Plan, Work, save_weights, work_named
 
 
@@ -27,6 +29,7 @@ class Gate:
         os.dup2(2, 1)
         self._path = ""
         self._start = (0.0, 0.0)
+        self._profile: cProfile.Profile | None = None
 
     def ready(self, **facts: Any) -> None:
         """Tells that rounds may begin, and with which versions."""
@@ -37,16 +40,25 @@ class Gate:
         words = sys.stdin.readline().split()
         if not words or words[0] == "end":
             self.leave()
-        self._path = words[1] if len(words) > 1 else ""
+        if words[0] == "profile":
+            self._profile = cProfile.Profile()
+        self._path = words[1] if words[0] == "round" and len(words) > 1 else ""
         self._start = (time.perf_counter(), time.process_time())
+        if self._profile is not None:
+            self._profile.enable()
 
     def finish(self, weights: Callable[[], Any]) -> None:
         """Stops the clock, writes the weights where they are asked for, and tells."""
+        told: dict[str, Any] = {}
+        if self._profile is not None:
+            self._profile.disable()
+            told["profile"] = shares(self._profile)
+            self._profile = None
         seconds = time.perf_counter() - self._start[0]
         cpu = time.process_time() - self._start[1]
         if self._path:
             save_weights(Path(self._path), weights())
-        self._say({"seconds": seconds, "cpu": cpu})
+        self._say({"seconds": seconds, "cpu": cpu, **told})
 
     def leave(self) -> NoReturn:
         """Ends at once: nothing that is left to do matters to anyone."""

@@ -19,7 +19,7 @@ def main() -> None:
     work, plan, options = arguments()
     torch.set_num_threads(options.threads)
     model = network(work, plan.weights).train()
-    parameters = list(model.parameters())
+    parameters: list[torch.Tensor] = list(model.parameters())
     optimizer = torch.optim.SGD(parameters, lr=work.lr, foreach=True)
     with torch.no_grad():
         start = [value.clone() for value in parameters]

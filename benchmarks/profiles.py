@@ -10,12 +10,14 @@ from collections import defaultdict
 SMALLEST = 0.01
 # The first pattern that is found in "path:function" gives the name.
 NAMES = (
+    (r"motet/core/optim", "optimiser"),
+    (r"motet/core/batch", "batches"),
+    (r"motet/(\w+/\w+|\w+)", "motet {0}"),
     (r"run_backward", "torch: backward"),
     (r"\b(linear|conv2d|mm|bmm|matmul|baddbmm|einsum)\b|scaled_dot", "torch: forward products"),
     (r"cross_entropy|gelu|relu|pool|norm|embedding|softmax|dropout", "torch: forward, the rest"),
-    (r"_foreach|_fused|optim/|core/optim", "optimiser"),
-    (r"index|__getitem__|gather|randperm|core/batch", "batches"),
-    (r"motet/(\w+/\w+|\w+)", "motet {0}"),
+    (r"_foreach|_fused|optim/", "optimiser"),
+    (r"\bindex|__getitem__|gather|randperm", "batches"),
     (r"torch/nn/", "torch: calling modules"),
     (r"torch|Tensor", "torch: other functions"),
     (r"", "Python's own functions"),

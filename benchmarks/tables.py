@@ -129,8 +129,10 @@ def write_results(out: Path, name: str, found: dict[str, Any]) -> None:
     if page.exists():
         text = between(page.read_text(encoding="utf-8"), name, block(found))
         text = between(text, "targets", targets(known))
+        if any("contenders" in told for told in known.values()):
+            draw(out / PLOT, known)
+            text = between(text, "plot", f"\n![Time of a round over the plain loop's]({PLOT})\n")
         page.write_text(text, encoding="utf-8")
-    draw(out / PLOT, known)
 
 
 def between(text: str, name: str, block: str) -> str:
@@ -196,8 +198,6 @@ def draw(path: Path, known: dict[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     works = [name for name, found in known.items() if "contenders" in found]
-    if not works:
-        return
     with rc_context({"svg.hashsalt": "motet", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure((7.5, 1.2 + 0.7 * len(works)), layout="constrained")
         axes = figure.subplots()

@@ -37,6 +37,19 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert not heavy & set(result.stderr.split())
 
 
+def test_what_there_is_is_listed_without_importing_it() -> None:
+    script = (
+        "import sys; sys.argv = ['motet', 'list']\n"
+        "from motet.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print(*sys.modules, file=sys.stderr)"
+    )
+    result = python("-c", script)
+    assert "creamfl" in result.stdout
+    heavy = {"torch", "numpy", "matplotlib", "pyarrow", "PIL", "motet.methods.creamfl"}
+    assert not heavy & set(result.stderr.split())
+
+
 def test_the_package_runs_as_a_module() -> None:
     result = python("-m", "motet", "--version")
     assert result.returncode == 0

@@ -22,7 +22,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # Importing the errors alone would load torch, also for `motet --help`.
+            # What never imported the errors did not raise one of them.
             errors = sys.modules.get("motet.core.errors")
             if errors is None or not isinstance(error, errors.MotetError):
                 raise

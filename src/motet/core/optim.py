@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from motet.core.eager import EagerAdamW, spare_the_compiler
 from motet.core.tree import Tree, clone
 
 
@@ -43,7 +44,7 @@ class Adam:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser over these parameters."""
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return EagerAdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
 
 class Optimizer:
@@ -55,6 +56,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, spec: OptimizerSpec, clip: float | None = None) -> None:
         self.parameters = [value for value in model.parameters() if value.requires_grad]
         self.spec = spec
+        spare_the_compiler()
         self.inner = spec.build(self.parameters)
         self.clip = clip
 

@@ -6,11 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from motet.core.errors import ConfigError, SiteError
 from motet.core.exchange import Exchange
 from motet.core.messages import Traits
 from motet.core.middleware import pack_all
 from motet.core.replies import Replies
+from motet.core.roster import Names, Roster, Without
 from motet.core.tree import Tree
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ class Group:
         self, fed: Federation, names: Sequence[str], *, chance: float = 1.0, of: int | None = None
     ) -> None:
         self._fed = fed
-        self.names = tuple(names)
+        # A large population is no list.
+        self.names = names if isinstance(names, Names | Without) else tuple(names)
         # With which probability any one site is in the group, and of how many: privacy needs it.
         self._chance = chance
         self._of = len(self.names) if of is None else of
@@ -37,14 +41,23 @@ class Group:
         return iter(self.names)
 
     @property
-    def traits(self) -> dict[str, Traits]:
+    def traits(self) -> Mapping[str, Traits]:
         """Site -> what the hub knows of it."""
         known = self._fed.engine.sites()
+        if isinstance(self.names, Names):
+            return Roster(self.names, known.__getitem__)
         return {name: known[name] for name in self.names}
 
     def where(self, *, modality: str) -> Group:
         """Those of the group that hold this modality."""
         traits = self.traits
+        if isinstance(self.names, Names):
+            held = [
+                prefix
+                for prefix in self.names.counts
+                if modality in traits[f"{prefix}-1"].modalities
+            ]
+            return Group(self._fed, self.names.only(held))
         return Group(self._fed, [name for name in self if modality in traits[name].modalities])
 
     def sample(self, count: int) -> Group:
@@ -61,14 +74,11 @@ class Group:
         rng = self._fed.numpy_rng("sample", self._fed._drawn)
         chance = count / len(self)
         if self._fed.protection.poisson:
-            names = [
-                name
-                for name, draw in zip(self, rng.random(len(self)), strict=True)
-                if draw < chance
-            ]
+            places = np.flatnonzero(rng.random(len(self)) < chance).tolist()
+            names = [self.names[place] for place in places]
         else:
             chosen = rng.choice(len(self), count, replace=False)
-            names = sorted(self.names[i] for i in chosen)
+            names = sorted(self.names[int(i)] for i in chosen)
         return Group(self._fed, names, chance=chance, of=len(self))
 
     def ask(
@@ -119,6 +129,7 @@ def _ask(
     exchange.spend()
     exchange.prepare(timeout)
     needed = _needed(quorum, len(group))
+    fed._introduce(group)
     exchange.send()
     fed._touched.update(set(group) - fed._posted.busy)
     exchange.gather(timeout)

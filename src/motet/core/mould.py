@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import nn
 
 from motet.core.tree import Tree, load, weights_of
+
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -32,19 +36,19 @@ class _Marks:
             value.grad = None
 
 
-class Mould:
+class Mould(Generic[M]):
     """Builds models that are equal to the bit; one that was given back is as good as new.
 
     So that sites whose models do not last from one question to the next need one in all.
     """
 
-    def __init__(self, build: Callable[[], nn.Module]) -> None:
+    def __init__(self, build: Callable[[], M]) -> None:
         self._build = build
-        self._spare: list[nn.Module] = []
+        self._spare: list[M] = []
         self._initial: Tree | None = None
         self._marks: _Marks | None = None
 
-    def __call__(self) -> nn.Module:
+    def __call__(self) -> M:
         """A model with its initial weights."""
         if self._spare and self._marks is not None:
             model = self._spare.pop()
@@ -64,6 +68,6 @@ class Mould:
         assert self._initial is not None
         return self._initial
 
-    def give_back(self, model: nn.Module) -> None:
+    def give_back(self, model: M) -> None:
         """Takes a model for whoever is next; nobody may use it any more."""
         self._spare.append(model)

@@ -59,18 +59,11 @@ class Names(Sequence[str]):
         return f"{prefix}-{_nth(at - self._starts[block], self.counts[prefix])}"
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self.number(name) is not None
-
-    def number(self, name: str) -> tuple[str, int] | None:
-        """Prefix and number of a name; None for one that is not there."""
-        prefix, _, text = name.rpartition("-")
-        count = self.counts.get(prefix, 0)
-        fine = text.isascii() and text.isdigit() and text[0] != "0" and int(text) <= count
-        return (prefix, int(text)) if fine else None
+        return isinstance(name, str) and number_in(self.counts, name) is not None
 
     def index(self, name: str, start: int = 0, stop: int | None = None) -> int:
         """The place of a name; raises ValueError for one that is not there."""
-        found = self.number(name)
+        found = number_in(self.counts, name)
         if found is None:
             raise ValueError(f"there is no {name!r}")
         prefix, number = found
@@ -167,6 +160,13 @@ class Drawn(Sequence[T], Generic[T]):
 def sorted_names(known: Mapping[str, object]) -> Sequence[str]:
     """The names, sorted; those of a roster without a list of them."""
     return known.names if isinstance(known, Roster) else sorted(known)
+
+
+def number_in(counts: Mapping[str, int], name: str) -> tuple[str, int] | None:
+    """Prefix and number of a name PREFIX-NUMBER; None for one that is not among so many."""
+    prefix, _, text = name.rpartition("-")
+    fine = text.isascii() and text.isdigit() and text[0] != "0"
+    return (prefix, int(text)) if fine and int(text) <= counts.get(prefix, 0) else None
 
 
 def few(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from motet.core.errors import ConfigError, SiteError
 from motet.core.exchange import Exchange
+from motet.core.folding import By
 from motet.core.messages import Traits
 from motet.core.middleware import pack_all
 from motet.core.replies import Replies
@@ -88,16 +89,20 @@ class Group:
         each: Mapping[str, Tree] | None = None,
         quorum: int | float | None = None,
         timeout: float | None = None,
+        averaged: Mapping[str, By] | None = None,
         **payload: Any,
     ) -> Replies:
         """Asks every site of the group to run ``op``, an ``@at_site`` function of the method.
 
         payload: the same arguments for all. each: site -> further arguments of its own.
         quorum: how many answers suffice: a whole number, or a share of the group from 0.0 to 1.0;
-        None wants all. timeout: seconds after which the rest is given up. Raises SiteError with
+        None wants all. timeout: seconds after which the rest is given up. averaged: key of the
+        answers -> what weighs its mean (see ``Replies.mean``), where the method reads that mean
+        alone: answers are then taken into it as they come, and none is held. Raises SiteError with
         the first failure when too few answered.
         """
-        return _ask(self, op.__name__, each or {}, quorum, timeout, payload)
+        exchange = begin(self, op.__name__, payload, each or {}, averaged)
+        return _ask(exchange, self, quorum, timeout)
 
     def post(
         self,
@@ -117,15 +122,9 @@ class Group:
 
 
 def _ask(
-    group: Group,
-    op: str,
-    each: Mapping[str, Tree],
-    quorum: int | float | None,
-    timeout: float | None,
-    payload: Tree,
+    exchange: Exchange, group: Group, quorum: int | float | None, timeout: float | None
 ) -> Replies:
     fed = group._fed
-    exchange = begin(group, op, payload, each)
     exchange.spend()
     exchange.prepare(timeout)
     needed = _needed(quorum, len(group))
@@ -141,7 +140,13 @@ def _ask(
     return exchange.replies()
 
 
-def begin(group: Group, op: str, payload: Tree, each: Mapping[str, Tree]) -> Exchange:
+def begin(
+    group: Group,
+    op: str,
+    payload: Tree,
+    each: Mapping[str, Tree],
+    averaged: Mapping[str, By] | None = None,
+) -> Exchange:
     """A question to a group that is not sent yet; raises ConfigError for what cannot be asked."""
     fed = group._fed
     if op not in fed._operations:
@@ -154,7 +159,7 @@ def begin(group: Group, op: str, payload: Tree, each: Mapping[str, Tree]) -> Exc
     middleware, takes = fed.protection.middleware, fed._operations[op].takes
     shared = pack_all(middleware, payload, takes)
     own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}
-    return Exchange(fed, group, op, tag, shared, own)
+    return Exchange(fed, group, op, tag, shared, own, averaged=averaged)
 
 
 def _needed(quorum: int | float | None, size: int) -> int:

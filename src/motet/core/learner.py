@@ -72,9 +72,9 @@ class Learner:
         if self._model is None:
             if self._build is None:
                 raise DataError(f"{self.name} has no model: name one for it in the recipe")
-            self._model = self._build()
-            cast = isinstance(self._build, Mould)
-            self._initial = self._build.initial if cast else weights_of(self._model)
+            build = self._build
+            self._model = build()
+            self._initial = build.initial if isinstance(build, Mould) else weights_of(self._model)
         return self._model
 
     def release(self) -> None:

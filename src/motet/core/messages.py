@@ -86,8 +86,7 @@ def timed(engine: Any) -> Timed | None:
 
 
 def holders(engine: Any) -> Sequence[str]:
-    """Sites that may hold something from before: those that the engine, or the one that it wraps,
-    names (``holding``); else all."""
+    """Sites that may hold something from before: all, or those of ``engine.holding()``."""
     inner = engine
     while inner is not None and not hasattr(inner, "holding"):
         inner = getattr(inner, "engine", None)

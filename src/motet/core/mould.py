@@ -10,7 +10,6 @@ from torch import nn
 
 from motet.core.tree import Tree, load, weights_of
 
-
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -1,4 +1,4 @@
-"""Populations too large to be listed: names in order, and what belongs to a name, made on demand."""
+"""Populations too large to be listed: their names in order, and what belongs to a name."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ The few schemes here are written out rather than taken from flwr-datasets, whose
 Hugging Face datasets, pandas and matplotlib (2 s of import) and take an integer seed;
 ``motet.data.from_flwr`` adapts any of them.
 
-All but ``Draw`` share rows out: every function returns one int64 tensor of sorted row positions per site: disjoint, together all
-rows, none of them empty.
+Every function returns one int64 tensor of sorted row positions per site: disjoint, together all
+rows, none of them empty. Only where sites draw their rows (``Draw``) may they have the same ones.
 """
 
 from __future__ import annotations
@@ -353,6 +353,7 @@ class Draw(_Scheme):
     rows: int = Field(50, ge=1, description="rows (or units) per site, each at most once at a site")
 
     def apply(self, dataset: Dataset, sites: int, rng: Rng) -> list[Tensor]:
+        """Row positions of each site, drawn one after the other."""
         draw = self.over(dataset)
         return [draw(rng) for _ in range(sites)]
 

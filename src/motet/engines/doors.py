@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +43,7 @@ class Doors(Mapping[str, Door]):
         self._folder = folder
         self._doors: OrderedDict[str, Door] = OrderedDict()
         self._away: set[str] = set()
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Path | None = None
 
     def __getitem__(self, name: str) -> Door:
         door = self._doors.get(name)
@@ -75,7 +77,7 @@ class Doors(Mapping[str, Door]):
     def close(self) -> None:
         """Removes what was put away."""
         if self._scratch is not None:
-            self._scratch.cleanup()
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _put_away(self, name: str, door: Door) -> None:
         tree = door.put_away()
@@ -104,7 +106,8 @@ class Doors(Mapping[str, Door]):
 
     def _path(self, name: str) -> Path:
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="motet-sites-")
+            self._scratch = Path(tempfile.mkdtemp(prefix="motet-sites-"))
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         # Folders of a million files are slow on some systems.
         group = zlib.crc32(name.encode()) % 256
-        return Path(self._scratch.name) / f"{group:02x}" / f"{name}.safetensors"
+        return self._scratch / f"{group:02x}" / f"{name}.safetensors"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -112,7 +112,7 @@ def traits_of(specs: Sequence[SiteSpec], public: str) -> Mapping[str, Traits]:
     """Site -> what the hub may know of it. public: the hash of the public rows."""
     if not isinstance(specs, Drawn):
         return {spec.name: replace(spec.traits, public=public) for spec in specs}
-    named = specs.named
+    named: Callable[[str], SiteSpec] = specs.named
 
     @lru_cache(maxsize=TRAITS)
     def make(name: str) -> Traits:

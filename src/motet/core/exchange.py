@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import MotetError, SiteError, WireError
+from motet.core.folding import By, Folding
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
 from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind, timed
 from motet.core.middleware import unpack_all
 from motet.core.replies import Origin, Replies, plain_mean
 from motet.core.tree import Tree
-from motet.core.validate import refused
+from motet.core.validate import alone, beyond_doubt, refused
 
 if TYPE_CHECKING:
     from motet.core.federation import Federation
@@ -43,7 +44,8 @@ class Exchange:
     """Sends one question, receives the answers, checks them and puts them together.
 
     shared, own: the payload as it travels, that of all and that of single sites. round: that of the
-    question; None for the one that the hub is in.
+    question; None for the one that the hub is in. averaged: keys of which the method wants the mean
+    alone, and what weighs it; where no rule needs all answers at once, none of them is held.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Exchange:
         shared: Tree,
         own: Mapping[str, Tree],
         round: int | None = None,
+        averaged: Mapping[str, By] | None = None,
     ) -> None:
         self.fed = fed
         self.operation = fed._operations[op]
@@ -67,6 +70,10 @@ class Exchange:
         kinds = frozenset() if summed is None else summed.kinds
         self._secret = {key for key, kind in self.operation.sends.items() if kind in kinds}
         self._opened: dict[str, Any] = {}
+        self.averaged = dict(averaged or {})
+        self._folding: Folding | None = None
+        # Site -> whether its answer is beyond doubt; without those that are to be refused.
+        self._fit: dict[str, bool] = {}
         middleware, takes = fed.protection.middleware, self.operation.takes
         self.requests = [Request(name, op, tag, at, shared, own[name]) for name in group]
         self._down_shared = bytes_by_kind(shared, takes)
@@ -83,6 +90,13 @@ class Exchange:
             group._chance,
             group._of,
         )
+        rules = [
+            rule
+            for rule in fed.protection.combiners
+            if rule.kinds & set(self.operation.sends.values())
+        ]
+        if self.averaged and not rules and not self._secret:
+            self._folding = Folding(self.question.sites, self.averaged)
 
     def prepare(self, timeout: float | None) -> None:
         """Sorts out whom not to ask: sites with other public rows, and those that are not in a sum.
@@ -236,12 +250,16 @@ class Exchange:
             site: {key: item for key, item in value.items() if key not in self._secret}
             for site, value in self.values.items()
         }
-        odd = refused(plain, operation, asked.op, asked.received, known, checks)
+        folding = self._folding
+        sure = folding.done if folding is not None else frozenset[str]()
+        odd = refused(plain, operation, asked.op, asked.received, known, checks, sure)
         if self._secret and summed is not None:
             odd |= summed.unfit(asked, self.values)
         for site, reason in odd.items():
             del self.values[site]
             self._fail(site, _unfit(site, reason))
+        if folding is not None:
+            folding.finish(self.values)
         if self._secret and summed is not None and self.values:
             self._opened = summed.open(asked, self.values)
 
@@ -268,9 +286,22 @@ class Exchange:
             if spent is not None:
                 note = {"round": self.fed.round, "party": reply.site, **spent}
                 self.fed._note("privacy", **note)
+            if self._folding is not None:
+                self._judge(reply.site, value)
+                self._folding.go_on(self.values, self.failed, self._fit)
+
+    def _judge(self, site: str, value: Tree) -> None:
+        """Notes whether an answer may be used, as far as it alone can tell."""
+        asked, known = self.question, self.fed.engine.sites()
+        checks, operation = self.fed.protection.checks, self.operation
+        if not alone(site, value, operation, asked.op, asked.received, known, checks):
+            weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
+            self._fit[site] = weighed and beyond_doubt(value, operation, asked.received[site])
 
     def _fail(self, site: str, error: str, **note: Any) -> None:
         self.failed[site] = error
+        if self._folding is not None:
+            self._folding.go_on(self.values, self.failed, self._fit)
         self.fed._note("failed", **self._about(site), **note, error=error)
 
     def _about(self, site: str) -> Tree:
@@ -304,6 +335,11 @@ class Exchange:
             if rule.hides:
                 hidden |= dict.fromkeys(keys, "")
         hidden |= dict.fromkeys(self._secret, "")
+        taken = {
+            key: f"only the mean of {key!r} was asked for, and single sites' are not there; leave "
+            "it out of averaged= to read them"
+            for key in self.averaged.keys() - hidden.keys()
+        }
         method = type(self.fed.method).__name__
         for key in hidden:
             hidden[key] = (
@@ -311,7 +347,15 @@ class Exchange:
                 "their mean; choose a method that averages them, or leave this protection out"
             )
         origins = {site: self.origin(site) for site in values}
-        return Replies(values, self.failed, combine=self._combine, hidden=hidden, origins=origins)
+        return Replies(
+            values,
+            self.failed,
+            combine=self._combine,
+            hidden={**hidden, **taken},
+            origins=origins,
+            averaged=self.averaged,
+            means={} if self._folding is None else self._folding.means,
+        )
 
     def origin(self, site: str) -> Origin:
         """What the answer of a site started from."""

@@ -16,11 +16,12 @@ from motet.core.exchange import Patience, now
 from motet.core.group import Group
 from motet.core.guard import Protection
 from motet.core.learner import Learner
-from motet.core.messages import Engine, Reply, Request, timed
+from motet.core.messages import Engine, Reply, Request, Traits, holders, timed
 from motet.core.method import Method
 from motet.core.posted import Pending, Posted
 from motet.core.replies import Replies
 from motet.core.rng import reseed, seeded
+from motet.core.roster import Names, Without, few, sorted_names
 from motet.core.site import Evaluate
 from motet.core.store import HubStore, Position
 from motet.core.tree import Tree, load, weights_of
@@ -28,6 +29,8 @@ from motet.core.validate import row_order
 from motet.core.wire import digest
 
 HUB = "hub"
+# The events list all sites of a population up to this size, and those of a larger one when asked.
+LISTED = 1000
 
 
 class Federation(Learner):
@@ -78,6 +81,7 @@ class Federation(Learner):
         # Sites that did not hear of the checkpoint which the run goes on from, and that one.
         self._behind: set[str] = set()
         self._restored: Tree = {}
+        self._introduced: set[str] = set()
         self._position: Position | None = None
         self._resume = store.position() if store is not None else None
 
@@ -108,7 +112,7 @@ class Federation(Learner):
     @property
     def all(self) -> Group:
         """Every site."""
-        return self.at(sorted(self.engine.sites()))
+        return Group(self, sorted_names(self.engine.sites()))
 
     def at(self, names: Iterable[str]) -> Group:
         """The sites of these names."""
@@ -116,7 +120,8 @@ class Federation(Learner):
         chosen = sorted(set(names))
         strangers = [name for name in chosen if name not in known]
         if strangers:
-            raise ConfigError(f"there is no site {strangers[0]!r}; there are {sorted(known)}")
+            there = few(sorted_names(known))
+            raise ConfigError(f"there is no site {strangers[0]!r}; there are {there}")
         return Group(self, chosen)
 
     def where(self, *, modality: str) -> Group:
@@ -135,7 +140,10 @@ class Federation(Learner):
     @property
     def free(self) -> Group:
         """All other sites."""
-        return self.at(set(self.engine.sites()) - self._posted.busy)
+        names, busy = sorted_names(self.engine.sites()), self._posted.busy
+        if isinstance(names, Names):
+            return Group(self, Without(names, busy))
+        return Group(self, [name for name in names if name not in busy])
 
     def collect(
         self,
@@ -160,11 +168,12 @@ class Federation(Learner):
         at = self._resume
         if at is None:
             self.events.add("started")
-            sites = {name: asdict(traits) for name, traits in self.engine.sites().items()}
-            self.events.add("sites", sites=sites)
+            known = self.engine.sites()
+            listed = known if len(known) <= LISTED else ()
+            self.events.add("sites", sites=_told(known, listed), count=len(known))
             if self._store is not None:
                 # A run that was killed before its first checkpoint may have left something.
-                self._restore(sorted(sites), version=0, newest=0)
+                self._restore(holders(self.engine), version=0, newest=0)
         else:
             self.events.add("resumed", version=at.version, loop=at.loop, round=at.round)
         spent = {}
@@ -177,6 +186,15 @@ class Federation(Learner):
         # Equal recipes and seeds give equal weights: the hash lets anyone check it.
         weights = digest(weights_of(self.model)) if self._build is not None else ""
         self.events.add("finished", round=self.round, hash=weights, **spent)
+
+    def _introduce(self, asked: Iterable[str]) -> None:
+        """Tells the events of sites that are asked for the first time, where not all are listed."""
+        known = self.engine.sites()
+        if len(known) > LISTED:
+            new = [name for name in asked if name not in self._introduced]
+            self._introduced.update(new)
+            if new:
+                self._note("sites", sites=_told(known, new), count=len(known))
 
     def rounds(self, count: int) -> Iterator[int]:
         """Round numbers 0 to ``count`` - 1; saves hub and sites before each, and at the end.
@@ -235,7 +253,7 @@ class Federation(Learner):
         self.state.update(tree["state"])
         self.load_tree(tree["learner"])
         self._memories = dict(tree.get("protection", {}))
-        self._restore(sorted(self.engine.sites()), version=version, newest=at.version)
+        self._restore(holders(self.engine), version=version, newest=at.version)
         clock = timed(self.engine)
         if clock is not None and "clock" in tree:
             clock.put_back(tree["clock"])
@@ -382,3 +400,7 @@ class Federation(Learner):
         if metrics:
             values = {name: list(pair) for name, pair in metrics.items()}
             self._note("metric", round=self.round, party=party, point=point, metrics=values)
+
+
+def _told(known: Mapping[str, Traits], names: Iterable[str]) -> Tree:
+    return {name: asdict(known[name]) for name in names}

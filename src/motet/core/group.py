@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from motet.core.errors import ConfigError, SiteError
 from motet.core.exchange import Exchange
+from motet.core.folding import By
 from motet.core.messages import Traits
 from motet.core.middleware import pack_all
 from motet.core.replies import Replies
+from motet.core.roster import Names, Roster, Without
 from motet.core.tree import Tree
 
 if TYPE_CHECKING:
@@ -25,7 +29,8 @@ class Group:
         self, fed: Federation, names: Sequence[str], *, chance: float = 1.0, of: int | None = None
     ) -> None:
         self._fed = fed
-        self.names = tuple(names)
+        # A large population is no list.
+        self.names = names if isinstance(names, Names | Without) else tuple(names)
         # With which probability any one site is in the group, and of how many: privacy needs it.
         self._chance = chance
         self._of = len(self.names) if of is None else of
@@ -37,14 +42,23 @@ class Group:
         return iter(self.names)
 
     @property
-    def traits(self) -> dict[str, Traits]:
+    def traits(self) -> Mapping[str, Traits]:
         """Site -> what the hub knows of it."""
         known = self._fed.engine.sites()
+        if isinstance(self.names, Names):
+            return Roster(self.names, known.__getitem__)
         return {name: known[name] for name in self.names}
 
     def where(self, *, modality: str) -> Group:
         """Those of the group that hold this modality."""
         traits = self.traits
+        if isinstance(self.names, Names):
+            held = [
+                prefix
+                for prefix in self.names.counts
+                if modality in traits[f"{prefix}-1"].modalities
+            ]
+            return Group(self._fed, self.names.only(held))
         return Group(self._fed, [name for name in self if modality in traits[name].modalities])
 
     def sample(self, count: int) -> Group:
@@ -61,14 +75,11 @@ class Group:
         rng = self._fed.numpy_rng("sample", self._fed._drawn)
         chance = count / len(self)
         if self._fed.protection.poisson:
-            names = [
-                name
-                for name, draw in zip(self, rng.random(len(self)), strict=True)
-                if draw < chance
-            ]
+            places = np.flatnonzero(rng.random(len(self)) < chance).tolist()
+            names = [self.names[place] for place in places]
         else:
             chosen = rng.choice(len(self), count, replace=False)
-            names = sorted(self.names[i] for i in chosen)
+            names = sorted(self.names[int(i)] for i in chosen)
         return Group(self._fed, names, chance=chance, of=len(self))
 
     def ask(
@@ -78,16 +89,20 @@ class Group:
         each: Mapping[str, Tree] | None = None,
         quorum: int | float | None = None,
         timeout: float | None = None,
+        averaged: Mapping[str, By] | None = None,
         **payload: Any,
     ) -> Replies:
         """Asks every site of the group to run ``op``, an ``@at_site`` function of the method.
 
         payload: the same arguments for all. each: site -> further arguments of its own.
         quorum: how many answers suffice: a whole number, or a share of the group from 0.0 to 1.0;
-        None wants all. timeout: seconds after which the rest is given up. Raises SiteError with
+        None wants all. timeout: seconds after which the rest is given up. averaged: key of the
+        answers -> what weighs its mean (see ``Replies.mean``), where the method reads that mean
+        alone: answers are then taken into it as they come, and none is held. Raises SiteError with
         the first failure when too few answered.
         """
-        return _ask(self, op.__name__, each or {}, quorum, timeout, payload)
+        exchange = begin(self, op.__name__, payload, each or {}, averaged)
+        return _ask(exchange, self, quorum, timeout)
 
     def post(
         self,
@@ -107,19 +122,14 @@ class Group:
 
 
 def _ask(
-    group: Group,
-    op: str,
-    each: Mapping[str, Tree],
-    quorum: int | float | None,
-    timeout: float | None,
-    payload: Tree,
+    exchange: Exchange, group: Group, quorum: int | float | None, timeout: float | None
 ) -> Replies:
     fed = group._fed
-    exchange = begin(group, op, payload, each)
     exchange.spend()
     fed._catch_up(group)
     exchange.prepare(timeout)
     needed = _needed(quorum, len(group))
+    fed._introduce(group)
     exchange.send()
     fed._touched.update(set(group) - fed._posted.busy)
     exchange.gather(timeout)
@@ -131,7 +141,13 @@ def _ask(
     return exchange.replies()
 
 
-def begin(group: Group, op: str, payload: Tree, each: Mapping[str, Tree]) -> Exchange:
+def begin(
+    group: Group,
+    op: str,
+    payload: Tree,
+    each: Mapping[str, Tree],
+    averaged: Mapping[str, By] | None = None,
+) -> Exchange:
     """A question to a group that is not sent yet; raises ConfigError for what cannot be asked."""
     fed = group._fed
     if op not in fed._operations:
@@ -144,7 +160,7 @@ def begin(group: Group, op: str, payload: Tree, each: Mapping[str, Tree]) -> Exc
     middleware, takes = fed.protection.middleware, fed._operations[op].takes
     shared = pack_all(middleware, payload, takes)
     own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}
-    return Exchange(fed, group, op, tag, shared, own)
+    return Exchange(fed, group, op, tag, shared, own, averaged=averaged)
 
 
 def _needed(quorum: int | float | None, size: int) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from motet.core.batch import Batch, Dataset
 from motet.core.errors import DataError, SiteError
 from motet.core.groups import frozen_to_eval
+from motet.core.mould import Mould
 from motet.core.optim import Optimizer, OptimizerSpec
 from motet.core.rng import generator, numpy_generator
 from motet.core.tree import Tree, load, weights_of
@@ -71,9 +72,16 @@ class Learner:
         if self._model is None:
             if self._build is None:
                 raise DataError(f"{self.name} has no model: name one for it in the recipe")
-            self._model = self._build()
-            self._initial = weights_of(self._model)
+            build = self._build
+            self._model = build()
+            self._initial = build.initial if isinstance(build, Mould) else weights_of(self._model)
         return self._model
+
+    def release(self) -> None:
+        """Lets go of model and optimisers, if equal ones can be had again."""
+        if self._model is not None and isinstance(self._build, Mould):
+            self._build.give_back(self._model)
+            self._model, self._optimizers, self._waiting = None, {}, {}
 
     def optimizer(self, name: str, spec: OptimizerSpec, *, clip: float | None = None) -> Optimizer:
         """This party's optimiser of this name, with the moments it had when last used.

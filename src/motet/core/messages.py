@@ -87,6 +87,14 @@ def timed(engine: Any) -> Timed | None:
     return found
 
 
+def holders(engine: Any) -> Sequence[str]:
+    """Sites that may hold something from before: all, or those of ``engine.holding()``."""
+    inner = engine
+    while inner is not None and not hasattr(inner, "holding"):
+        inner = getattr(inner, "engine", None)
+    return sorted(engine.sites() if inner is None else inner.holding())
+
+
 @dataclass(frozen=True)
 class Traits:
     """What the hub may know of a site: modalities, number of rows, name of its model.

@@ -87,6 +87,7 @@ class Posted:
         exchange.spend()
         self._fed._catch_up(group)
         self._fed._save_first(group)
+        self._fed._introduce(group)
         pending = self._add(exchange, timeout, exchange.strangers())
         asked, sites = exchange.question, [request.site for request in exchange.requests]
         self._fed._note("posted", round=asked.round, op=op, tag=asked.tag, sites=sites)

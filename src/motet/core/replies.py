@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from motet.core.errors import ConfigError, WireError
+from motet.core.folding import By, Running
 from motet.core.tree import Tree, mean, part_like
 
 # (key, site -> value, site -> weight, what the values are changes of) -> one value, by the recipe's
@@ -41,12 +42,16 @@ class Replies(Mapping[str, Tree]):
         combine: Combine | None = None,
         hidden: Mapping[str, str] | None = None,
         origins: Mapping[str, Origin] | None = None,
+        averaged: Mapping[str, By] | None = None,
+        means: Mapping[str, Running] | None = None,
     ) -> None:
         self._values = {name: values[name] for name in sorted(values)}
         self.failed = dict(sorted(failed.items()))
         self._combine = combine or plain_mean
         self._hidden = dict(hidden or {})
         self._origins = dict(origins or {})
+        self._averaged = dict(averaged or {})
+        self._means = dict(means or {})
         self._shown = self._values
         if self._hidden:
             self._shown = {name: _Veiled(v, self._hidden) for name, v in self._values.items()}
@@ -75,20 +80,24 @@ class Replies(Mapping[str, Tree]):
         self,
         key: str,
         *,
-        by: str | Mapping[str, float] | None = None,
+        by: By = None,
         onto: Any = None,
         factors: Mapping[str, float] | None = None,
     ) -> Any:
         """Mean of this key over the sites that sent it, by the recipe's rule for its kind.
 
         by: key of a number in the reply that weighs it (such as "samples"), or site -> weight;
-        None weighs all alike. In a tree of named groups, each leaf is averaged over the sites
-        that sent that leaf. onto: for answers that did not all start from the same value: each
-        counts as ``onto`` plus its change, which is what it sent less what its site had been sent
-        under this key, times its factor (1 without).
+        None weighs all alike, or as the question said (``averaged``). In a tree of named groups,
+        each leaf is averaged over the sites that sent that leaf. onto: for answers that did not
+        all start from the same value: each counts as ``onto`` plus its change, which is what it
+        sent less what its site had been sent under this key, times its factor (1 without).
         """
+        if key in self._averaged:
+            by = self._declared(key, by, onto)
+            if len(self._means.get(key, ())):
+                return self._means[key].value()
         have = {name: reply[key] for name, reply in self._values.items() if key in reply}
-        if not have and key not in self._hidden:
+        if not have and (key not in self._hidden or key in self._averaged):
             raise ConfigError(f"no reply has the key {key!r}; failed: {self.failed or 'none'}")
         if onto is not None:
             have = {
@@ -97,11 +106,21 @@ class Replies(Mapping[str, Tree]):
             }
         return self._combine(key, have, {name: self._weight(name, by) for name in have}, onto)
 
+    def _declared(self, key: str, by: By, onto: Any) -> By:
+        """What weighs the mean of a key that the question named; ConfigError for another mean."""
+        declared = self._averaged[key]
+        if onto is not None or (by is not None and by != declared):
+            raise ConfigError(
+                f"the question asked for the mean of {key!r} by {declared!r}, and no other can be "
+                "had of it; leave it out of averaged="
+            )
+        return declared
+
     def _sent(self, site: str, key: str) -> Any:
         origin = self._origins.get(site)
         return None if origin is None else origin.received.get(key)
 
-    def _weight(self, site: str, by: str | Mapping[str, float] | None) -> float:
+    def _weight(self, site: str, by: By) -> float:
         if by is None:
             return 1.0
         return float(self._values[site][by] if isinstance(by, str) else by[site])

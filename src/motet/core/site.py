@@ -96,6 +96,7 @@ class Door:
     A method's function that fails leaves model, optimisers and state as they were before it.
     candid: whether the text of an unexpected error goes to the hub. Such a text may quote private
     values, so that a site which does not share its process with the hub keeps it to itself.
+    repeats: whether a request may come again, so that the last reply must be kept.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Door:
         shelf: Shelf | None = None,
         protection: Protection | None = None,
         candid: bool = True,
+        repeats: bool = True,
     ) -> None:
         self.site = site
         self.method = method
@@ -113,6 +115,7 @@ class Door:
         self.shelf = shelf
         self.protection = protection or Protection()
         self.candid = candid
+        self.repeats = repeats
         for guard in self.protection.guards:
             if isinstance(guard, Fitter):
                 site.fitter = guard
@@ -134,8 +137,13 @@ class Door:
                 f"site {self.site.name} refuses {request.op!r}: it is not an @at_site function of "
                 f"{type(self.method).__name__} (those are {sorted(self.operations)})"
             )
-        reply = self._run(request, operation)
-        self._cache = (request.tag, reply)
+        try:
+            reply = self._run(request, operation)
+        finally:
+            if not self._live:
+                self.site.release()
+        if self.repeats:
+            self._cache = (request.tag, reply)
         return reply
 
     def _run(self, request: Request, operation: Operation) -> Tree:
@@ -204,6 +212,20 @@ class Door:
         self._changed = bool(tree["changed"])
         self._live = False
         self._cache = None
+
+    def put_away(self) -> Tree | None:
+        """All that the site must know to go on in another process; None for a site as it began."""
+        kept = any(self._kept.values())
+        if not (kept or self._changed or self._cache):
+            return None
+        cache = {} if self._cache is None else dict(zip(("tag", "reply"), self._cache, strict=True))
+        return {**self.kept(), "cache": cache}
+
+    def take_up(self, tree: Tree) -> None:
+        """Goes on from what ``put_away`` gave."""
+        self.put_back(tree)
+        if tree["cache"]:
+            self._cache = (tree["cache"]["tag"], tree["cache"]["reply"])
 
     def _built_in(self, request: Request) -> Tree:
         for guard in self.protection.guards:

@@ -123,16 +123,16 @@ def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
     total = float(sum(weights))
     if not 0 < total < math.inf or min(weights) < 0:
         raise WireError(f"weights of a mean must be positive and finite, not {list(weights)}")
-    shares = [weight / total for weight in weights]
     if all(isinstance(tree, Tensor) for tree in trees):
-        return _mean_tensor(trees, shares)
+        return _mean_tensor(trees, weights)
+    shares = [weight / total for weight in weights]
     if all(isinstance(tree, int | float) for tree in trees):
         return sum(share * value for share, value in zip(shares, trees, strict=True))
     kinds = sorted({type(tree).__name__ for tree in trees})
     raise WireError(f"cannot average {' and '.join(kinds)}; send tensors or numbers, all alike")
 
 
-def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
+def _mean_tensor(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) > 1:
         raise WireError(f"cannot average tensors of different shapes {sorted(shapes)}")
@@ -141,13 +141,14 @@ def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         return torch.stack(list(tensors)).amax(dim=0)
     # Halves and eighths would lose digits with every term.
     wide = dtype if dtype == torch.float64 else torch.float32
-    # A running mean, step by step towards the next tensor: equal ones stay as they are to the bit.
+    # A running mean, step by step towards the next tensor: equal ones stay as they are to the bit,
+    # and ``Running`` can do the same without having them all.
     found = tensors[0].to(wide, copy=True)
-    weight = shares[0]
-    for tensor, share in zip(tensors[1:], shares[1:], strict=True):
-        weight += share
-        if share:
-            found.lerp_(tensor.to(wide), share / weight)
+    total = weights[0]
+    for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
+        total += weight
+        if weight:
+            found.lerp_(tensor.to(wide), weight / total)
     return found.to(dtype)
 
 

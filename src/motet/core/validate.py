@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -55,34 +55,67 @@ def refused(
     received: Mapping[str, Tree],
     traits: Mapping[str, Traits],
     checks: Mapping[Kind, Callable[[Any], None]],
+    sure: Collection[str] = (),
 ) -> dict[str, str]:
     """Site -> why its reply must not be used; only the sites whose reply is at fault.
 
     A reply has all declared keys, the optional ones where they are a modality that its site holds,
     and no further tensors or texts; its numbers are finite; it claims no more rows than the site
     announced. What the hub sent under the same key says which names, shapes and dtypes are right;
-    without that, what more than half of the sites sent.
+    without that, what more than half of the sites sent. sure: sites that were found beyond doubt
+    before; they count as having sent the hub's own forms.
     """
     found: dict[str, str] = {}
     for site, value in values.items():
-        try:
-            check_declared(value, operation, op, site)
-            _check_alone(value, operation, received[site], traits.get(site), checks)
-        except (SiteError, WireError) as error:
-            found[site] = str(error)
-    for key, kind in operation.sends.items():
-        # Every site has metrics of its own.
-        if key in operation.varies or kind is Kind.METRIC:
-            continue
+        told = "" if site in sure else alone(site, value, operation, op, received, traits, checks)
+        if told:
+            found[site] = told
+    for key in _compared(operation):
         sent = {site: v[key] for site, v in values.items() if site not in found and key in v}
+        sent = {site: value for site, value in sent.items() if site not in sure}
+        if not sent:
+            continue
+        sent |= {site: received[site][key] for site in sure if key in received[site]}
         odd = _odd_ones(key, sent)
         # What the hub itself sent is right, whatever most others make of it.
         found |= {
             site: told
             for site, told in odd.items()
-            if not _same(sent[site], received[site].get(key))
+            if site not in sure and not _same(sent[site], received[site].get(key))
         }
     return found
+
+
+def alone(
+    site: str,
+    value: Tree,
+    operation: Operation,
+    op: str,
+    received: Mapping[str, Tree],
+    traits: Mapping[str, Traits],
+    checks: Mapping[Kind, Callable[[Any], None]],
+) -> str:
+    """Why a reply must not be used, whatever others sent; "" for one that may be."""
+    try:
+        check_declared(value, operation, op, site)
+        _check_alone(value, operation, received[site], traits.get(site), checks)
+    except (SiteError, WireError) as error:
+        return str(error)
+    return ""
+
+
+def beyond_doubt(value: Tree, operation: Operation, received: Tree) -> bool:
+    """Whether all that is compared among sites has the form of what the hub sent."""
+    return all(_same(value[key], received.get(key)) for key in _compared(operation) if key in value)
+
+
+def _compared(operation: Operation) -> list[str]:
+    # Every site has metrics of its own.
+    return [
+        key
+        for key, kind in operation.sends.items()
+        if key not in operation.varies and kind is not Kind.METRIC
+    ]
 
 
 def _check_alone(

@@ -5,12 +5,12 @@ Hugging Face datasets, pandas and matplotlib (2 s of import) and take an integer
 ``motet.data.from_flwr`` adapts any of them.
 
 Every function returns one int64 tensor of sorted row positions per site: disjoint, together all
-rows, none of them empty.
+rows, none of them empty. Only where sites draw their rows (``Draw``) may they have the same ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -343,6 +343,42 @@ class Natural(_Scheme):
         return natural(column_of(dataset, self.by, "partition.by"), sites)
 
 
+class Draw(_Scheme):
+    """Every site draws its own rows, whatever others draw: populations of any size.
+
+    A row may be at many sites, and at some of them at none. Sites are made when they are asked.
+    """
+
+    name: Literal["draw"] = "draw"
+    rows: int = Field(50, ge=1, description="rows (or units) per site, each at most once at a site")
+
+    def apply(self, dataset: Dataset, sites: int, rng: Rng) -> list[Tensor]:
+        """Row positions of each site, drawn one after the other."""
+        draw = self.over(dataset)
+        return [draw(rng) for _ in range(sites)]
+
+    def over(self, dataset: Dataset) -> Callable[[Rng], Tensor]:
+        """A function that draws one site's row positions, sorted; DataError for too few rows."""
+        order, cuts = np.arange(len(dataset)), np.arange(len(dataset) + 1)
+        if self.unit is not None:
+            codes, names = codes_of(column_of(dataset, self.unit, "partition.unit"))
+            order = np.argsort(codes.numpy(), kind="stable")
+            cuts = np.searchsorted(codes.numpy()[order], np.arange(len(names) + 1))
+        count = len(cuts) - 1
+        if self.rows > count:
+            raise DataError(
+                f"partition.rows={self.rows}: there are {count} {self.unit or 'row'}s to draw from"
+            )
+
+        def draw(rng: Rng) -> Tensor:
+            units = rng.choice(count, self.rows, replace=False)
+            if self.unit is None:
+                return _tensors([units])[0]
+            return _tensors([np.concatenate([order[cuts[i] : cuts[i + 1]] for i in units])])[0]
+
+        return draw
+
+
 class Clusters(_Scheme):
     """Parts of a graph with few links between them, or several overlapping sites per part."""
 
@@ -359,7 +395,7 @@ class Clusters(_Scheme):
 
 Partition: TypeAlias = Annotated[
     Annotated[
-        Iid | BySize | Dirichlet | Pathological | ClassGroups | Natural | Clusters,
+        Iid | BySize | Dirichlet | Pathological | ClassGroups | Natural | Draw | Clusters,
         Field(discriminator="name"),
     ],
     BeforeValidator(lambda value: {"name": value} if isinstance(value, str) else value),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from motet.core import wire
@@ -13,10 +14,15 @@ from motet.core.errors import MotetError
 from motet.core.guard import Protection
 from motet.core.messages import Reply, Request, Traits
 from motet.core.method import Method
+from motet.core.roster import Drawn, Roster
 from motet.core.site import Door, Evaluate, Site, SiteSpec
 from motet.core.store import Shelf
 from motet.core.tree import Tree, clone
 from motet.core.validate import row_order
+from motet.engines.doors import Doors
+
+# Sites of a large population whose traits are kept in mind.
+TRAITS = 10_000
 
 
 class Serial:
@@ -26,6 +32,9 @@ class Serial:
         payloads are copied and the size of their frames is worked out; results and bytes are
         the same.
     folder: where the sites keep their state; None keeps it in memory alone.
+    live: how many sites are held in memory at a time; None for 1,000. The state of others waits in
+        a temporary folder, and results are the same.
+    repeats: whether a request may come again, so that sites must keep their last reply.
     """
 
     def __init__(
@@ -39,19 +48,22 @@ class Serial:
         strict: bool = False,
         folder: Path | None = None,
         protection: Protection | None = None,
+        live: int | None = None,
+        repeats: bool = True,
     ) -> None:
         self.strict = strict
-        rows = row_order(public)
-        self._traits = {spec.name: replace(spec.traits, public=rows) for spec in specs}
-        self._doors = {
-            spec.name: Door(
+
+        def make(spec: SiteSpec) -> Door:
+            return Door(
                 Site(spec, seed=seed, public=public, evaluate=evaluate),
                 method,
                 shelf=None if folder is None else Shelf(folder / spec.name),
                 protection=protection,
+                repeats=repeats,
             )
-            for spec in specs
-        }
+
+        self._doors = Doors(specs, make, live=live, folder=folder)
+        self._traits = traits_of(specs, row_order(public))
         self._queue: deque[Request] = deque()
 
     def sites(self) -> Mapping[str, Traits]:
@@ -87,8 +99,26 @@ class Serial:
         return Reply(request.site, request.tag, wire.decode(reply), None, down, len(reply))
 
     def close(self) -> None:
-        """Drops what is still queued."""
+        """Drops what is still queued, and what sites had put away."""
         self._queue.clear()
+        self._doors.close()
+
+    def holding(self) -> set[str]:
+        """The sites that may hold something from before."""
+        return self._doors.holding()
+
+
+def traits_of(specs: Sequence[SiteSpec], public: str) -> Mapping[str, Traits]:
+    """Site -> what the hub may know of it. public: the hash of the public rows."""
+    if not isinstance(specs, Drawn):
+        return {spec.name: replace(spec.traits, public=public) for spec in specs}
+    named: Callable[[str], SiteSpec] = specs.named
+
+    @lru_cache(maxsize=TRAITS)
+    def make(name: str) -> Traits:
+        return replace(named(name).traits, public=public)
+
+    return Roster(specs.names, make)
 
 
 def _message(request: Request) -> Tree:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
 from motet.core.batch import Column
 from motet.core.graph import GRAPH
 from motet.core.groups import frozen_names
+from motet.core.mould import Mould
 from motet.core.rng import generator, numpy_generator, seeded
+from motet.core.roster import Drawn, Names, number_in
 from motet.data import load_data
+from motet.data.partition import Draw
 from motet.data.public import one_per_unit, split_concepts
 from motet.data.registry import options_of
 from motet.experiment.spec import Experiment, Population
@@ -22,12 +26,19 @@ from motet.models.base import MultimodalModel
 from motet.models.registry import ModelSpec, build_model
 from motet.protect.poison import poisoned
 
+# Sites of a population that draws its rows which are kept beside those that are at work.
+KEPT = 256
+
 
 @dataclass(frozen=True)
 class Parties:
-    """All that a run needs of data and models."""
+    """All that a run needs of data and models.
 
-    sites: tuple[SiteSpec, ...]
+    held, heads, encoders: what is known of the sites before they are asked; of a population that
+    draws its rows the first site of each model stands for all.
+    """
+
+    sites: Sequence[SiteSpec]
     public: Dataset | None
     test: Dataset
     pooled: Dataset | None
@@ -35,6 +46,7 @@ class Parties:
     encoders: Mapping[tuple[str, str], str]
     heads: Mapping[str, int] = field(default_factory=dict)
     common_start: bool = False
+    held: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def facts(self) -> Facts:
@@ -44,7 +56,7 @@ class Parties:
             public=0 if public is None else len(public),
             public_modalities=() if public is None else public.modalities,
             hub_modalities=() if self.build_server is None else self.build_server().modalities,
-            sites={site.name: site.data.modalities for site in self.sites},
+            sites=self.held or {site.name: site.data.modalities for site in self.sites},
             hub_rows=0 if self.pooled is None else len(self.pooled),
             classes=0 if public is None else len(public.classes),
             encoders=self.encoders,
@@ -54,32 +66,102 @@ class Parties:
 
 
 def build_parties(experiment: Experiment) -> Parties:
-    """Loads the data, shares them out and prepares every party; raises DataError, ConfigError."""
+    """Loads the data, shares them out and prepares every party; raises DataError, ConfigError.
+
+    Sites of a population that draws its rows are made when they are asked for, each time anew.
+    """
     test, public, private = share_out(experiment)
     models = _Models(experiment, public)
-    names = [f"{p.name}-{number + 1}" for p in experiment.populations for number in range(p.count)]
-    attack = experiment.attack
-    liars = frozenset() if attack is None else attack.attackers(names, experiment.seed)
-    sites: list[SiteSpec] = []
-    heads: dict[str, int] = {}
-    for population in experiment.populations:
-        for number, data in enumerate(_shares(experiment, population, private)):
-            name = f"{population.name}-{number + 1}"
-            site = _site(experiment, population, number, data, test, models)
-            # What they are tested on, and how many rows they have, attackers do not change.
-            turned = poisoned(attack, site.data, name, liars, experiment.seed)
-            site = replace(site, data=turned)
-            heads[name] = _classes(population, data)
-            sites.append(site)
+    made = _Made(experiment, private, test, models)
+    sites, known = made.sites(), made.known()
+    heads = {site.name: classes for site, classes in known}
     build = None
     if experiment.server is not None:
         heads["hub"] = len(test.classes) if experiment.classify else 0
         build = models.builder(experiment.server, None, heads["hub"], "hub")
-    pooled = _pool(experiment, sites) if experiment.method.pools_private_rows else None
-    encoders = _encoders(experiment, sites)
+    pooled = _pool(experiment, made) if experiment.method.pools_private_rows else None
+    held = {site.name: site.data.modalities for site, _ in known}
+    encoders = _encoders(experiment, [site for site, _ in known])
     return Parties(
-        tuple(sites), public, test, pooled, build, encoders, heads, experiment.common_start
+        sites, public, test, pooled, build, encoders, heads, experiment.common_start, held
     )
+
+
+class _Made:
+    """The sites of a recipe: those that share rows out at once, those that draw them on demand."""
+
+    def __init__(
+        self, experiment: Experiment, private: Dataset, test: Dataset, models: _Models
+    ) -> None:
+        self._experiment = experiment
+        self._test = test
+        self._models = models
+        populations = experiment.populations
+        self.drawn = {p.name: p for p in populations if p.missing is None and _draws(p)}
+        counts = {p.name: p.count for p in populations}
+        self.names = Names(counts) if self.drawn else sorted_of(counts)
+        attack = experiment.attack
+        self._liars = (
+            frozenset() if attack is None else attack.attackers(self.names, experiment.seed)
+        )
+        self._ready: dict[str, SiteSpec] = {}
+        self._classes: dict[str, int] = {}
+        self._draw: dict[str, Callable[[int], Dataset]] = {}
+        self.rows: dict[str, Dataset] = {}
+        for population in populations:
+            rows = _rows(experiment, population, private)
+            if population.name in self.drawn:
+                self.rows[population.name] = rows
+                self._draw[population.name] = _drawing(experiment, population, rows)
+                continue
+            for number, data in enumerate(_shares(experiment, population, rows)):
+                spec = self._site(population, number, data)
+                self._ready[spec.name] = spec
+                self._classes[spec.name] = _classes(population, data)
+
+    @property
+    def ready(self) -> Collection[SiteSpec]:
+        """The sites that are there already."""
+        return self._ready.values()
+
+    def sites(self) -> Sequence[SiteSpec]:
+        """All sites, in the recipe's order; by name where they are made on demand."""
+        if isinstance(self.names, Names):
+            return Drawn(self.names, lru_cache(maxsize=KEPT)(self.named))
+        return tuple(self._ready.values())
+
+    def known(self) -> list[tuple[SiteSpec, int]]:
+        """Sites and their classes, of populations that draw one for each of their models."""
+        found = [(spec, self._classes[name]) for name, spec in self._ready.items()]
+        for name, population in self.drawn.items():
+            for number in range(min(population.count, len(population.models))):
+                spec = self.named(f"{name}-{number + 1}")
+                found.append((spec, _classes(population, spec.data)))
+        return found
+
+    def named(self, name: str) -> SiteSpec:
+        """The site of this name."""
+        if name in self._ready:
+            return self._ready[name]
+        head, _, number = name.rpartition("-")
+        place = int(number) - 1
+        return self._site(self.drawn[head], place, self._draw[head](place))
+
+    def _site(self, population: Population, number: int, data: Dataset) -> SiteSpec:
+        experiment = self._experiment
+        site = _site(experiment, population, number, data, self._test, self._models)
+        # What they are tested on, and how many rows they have, attackers do not change.
+        turned = poisoned(experiment.attack, site.data, site.name, self._liars, experiment.seed)
+        return replace(site, data=turned)
+
+
+def _draws(population: Population) -> bool:
+    return isinstance(population.partition, Draw)
+
+
+def sorted_of(counts: Mapping[str, int]) -> list[str]:
+    """The names of sites of such numbers, sorted."""
+    return sorted(f"{name}-{i + 1}" for name, count in counts.items() for i in range(count))
 
 
 class _Models:
@@ -91,12 +173,18 @@ class _Models:
         self.transform = experiment.method.transform
         self.public = public
         self.frozen: dict[str, torch.Tensor] = {}
+        # Parties with equal models have one mould.
+        self.moulds: dict[tuple[Any, ...], Mould[MultimodalModel]] = {}
 
     def builder(
         self, spec: ModelSpec, modalities: Sequence[str] | None, classes: int, party: str
     ) -> Callable[[], MultimodalModel]:
         """A function that builds this party's model, equal at every call."""
         key = (self.seed, "model") if self.common else (self.seed, party, "model")
+        # The recipe holds its specifications for as long as there is anything to build.
+        equal = (id(spec), None if modalities is None else tuple(modalities), classes)
+        if equal in self.moulds:
+            return self.moulds[equal]
 
         def build() -> MultimodalModel:
             model = build_model(spec, modalities, classes, generator(*key))
@@ -108,7 +196,10 @@ class _Models:
             assert isinstance(made, MultimodalModel)
             return made
 
-        return build
+        if not self.common:
+            return build
+        self.moulds[equal] = Mould(build)
+        return self.moulds[equal]
 
 
 def share_frozen(model: nn.Module, pool: dict[str, torch.Tensor]) -> None:
@@ -164,19 +255,43 @@ def in_graph(rows: Dataset, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
     }
 
 
-def _shares(experiment: Experiment, population: Population, private: Dataset) -> list[Dataset]:
-    """The rows of each site of a population."""
-    seed, name = experiment.seed, population.name
+def _rows(experiment: Experiment, population: Population, private: Dataset) -> Dataset:
+    """The rows that the sites of a population have, all together."""
     rows = _where(private, population).only(_known(population, private))
     if population.rows == "one" and experiment.data.unit:
-        rng = numpy_generator(seed, "data", name, "one")
+        rng = numpy_generator(experiment.seed, "data", population.name, "one")
         rows = one_per_unit(rows, experiment.data.unit, rng)
-    rng = numpy_generator(seed, "data", name, "partition")
-    parts = [rows.take(part) for part in population.partition.apply(rows, population.count, rng)]
+    return rows
+
+
+def _shares(experiment: Experiment, population: Population, rows: Dataset) -> list[Dataset]:
+    """The rows of each site of a population."""
+    seed, name = experiment.seed, population.name
+    if isinstance(population.partition, Draw):
+        draw = _drawing(experiment, population, rows)
+        parts = [draw(number) for number in range(population.count)]
+    else:
+        rng = numpy_generator(seed, "data", name, "partition")
+        cut = population.partition.apply(rows, population.count, rng)
+        parts = [rows.take(part) for part in cut]
     if population.missing is not None:
         rng = numpy_generator(seed, "data", name, "missing")
         parts = population.missing.apply(parts, rng)
     return parts
+
+
+def _drawing(
+    experiment: Experiment, population: Population, rows: Dataset
+) -> Callable[[int], Dataset]:
+    """A function that gives the rows of a site that draws them, by its number from 0."""
+    assert isinstance(population.partition, Draw)
+    draw = population.partition.over(rows)
+
+    def share(number: int) -> Dataset:
+        rng = numpy_generator(experiment.seed, "data", population.name, "partition", number)
+        return rows.take(draw(rng))
+
+    return share
 
 
 def _site(
@@ -228,10 +343,10 @@ def site_maker(
 
 def find_site(experiment: Experiment, name: str) -> tuple[Population, int]:
     """The population of a site, and its number in it from 0; raises ConfigError for a stranger."""
-    head, _, number = name.rpartition("-")
-    for population in experiment.populations:
-        if population.name == head and number in map(str, range(1, population.count + 1)):
-            return population, int(number) - 1
+    found = number_in({p.name: p.count for p in experiment.populations}, name)
+    if found is not None:
+        named = {population.name: population for population in experiment.populations}
+        return named[found[0]], found[1] - 1
     known = ", ".join(
         f"{p.name}-1" + (f" to {p.name}-{p.count}" if p.count > 1 else "")
         for p in experiment.populations
@@ -337,13 +452,10 @@ def _label(spec: ModelSpec, modalities: Sequence[str]) -> str:
 def _encoders(experiment: Experiment, sites: Sequence[SiteSpec]) -> dict[tuple[str, str], str]:
     """(party, modality) -> its encoder with all options, to tell equal architectures."""
     found: dict[tuple[str, str], str] = {}
-    named = {site.name: site for site in sites}
-    for population in experiment.populations:
-        for number in range(population.count):
-            spec = population.models[number % len(population.models)]
-            site = named[f"{population.name}-{number + 1}"]
-            for name in site.data.modalities:
-                found[site.name, name] = _describe(spec, name)
+    for site in sites:
+        population, number = find_site(experiment, site.name)
+        spec = population.models[number % len(population.models)]
+        found |= {(site.name, name): _describe(spec, name) for name in site.data.modalities}
     for name in experiment.server.encoders if experiment.server else ():
         assert experiment.server is not None
         found["hub", name] = _describe(experiment.server, name)
@@ -355,10 +467,14 @@ def _describe(spec: ModelSpec, modality: str) -> str:
     return f"{encoder.name} {sorted(encoder.options().items())} width {spec.width}"
 
 
-def _pool(experiment: Experiment, sites: Sequence[SiteSpec]) -> Dataset | None:
-    """All private rows of the sites that hold every modality of the server, as one data set."""
+def _pool(experiment: Experiment, made: _Made) -> Dataset | None:
+    """All private rows of the sites that hold every modality of the server, as one data set.
+
+    Rows that sites draw count once, whoever has them.
+    """
     wanted = set(experiment.server.encoders) if experiment.server else set()
-    full = [site.data for site in sites if wanted and wanted <= set(site.data.modalities)]
+    parts = [*(site.data for site in made.ready), *made.rows.values()]
+    full = [data for data in parts if wanted and wanted <= set(data.modalities)]
     return join(full) if full else None
 
 

@@ -170,7 +170,8 @@ def _federation(
     wrap: Wrap | None = None,
 ) -> Federation:
     protection = protection_of(experiment, parties)
-    engine = _engine(experiment, parties, folder, protection)
+    again = wrap is not None or experiment.faults is not None or experiment.engine.retries > 0
+    engine = _engine(experiment, parties, folder, protection, again)
     if experiment.attack is not None:
         engine = Hostile(
             engine,
@@ -213,7 +214,11 @@ def _under(experiment: Experiment, engine: Engine, events: Events) -> Engine:
 
 
 def _engine(
-    experiment: Experiment, parties: Parties, folder: Path | None, protection: Protection
+    experiment: Experiment,
+    parties: Parties,
+    folder: Path | None,
+    protection: Protection,
+    repeats: bool,
 ) -> Engine:
     sites = None if folder is None else folder / "sites"
     if experiment.engine.name == "processes":
@@ -230,6 +235,8 @@ def _engine(
         strict=experiment.engine.strict,
         folder=sites,
         protection=protection,
+        live=experiment.engine.live,
+        repeats=repeats,
     )
 
 

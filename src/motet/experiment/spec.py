@@ -96,6 +96,11 @@ class EngineSpec(Spec):
     retries: int = Field(
         0, ge=0, description="how often a site is asked again, where no whole answer came"
     )
+    live: int | None = Field(
+        None,
+        ge=1,
+        description="serial: sites held in memory at a time, others wait on disk; null for 1,000",
+    )
 
 
 class Experiment(Spec):

@@ -117,7 +117,7 @@ class Cohort(Method):
     quorum: Quorum = None
 
     def ask(self, fed: Federation, op: Callable[..., Any], **payload: Any) -> Replies:
-        """Asks this round's sample of sites, and is content with the quorum."""
+        """Asks this round's sample of sites like ``Group.ask``, and is content with the quorum."""
         return fed.sample(self.cohort).ask(op, quorum=self.quorum, **payload)
 
     def check(self, facts: Facts) -> None:

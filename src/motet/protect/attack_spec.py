@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from motet.core.errors import ConfigError
 from motet.core.kinds import Kind
 from motet.core.rng import numpy_generator
+from motet.core.roster import Names, few
 from motet.protect.forgeries import Perturbation
 
 AttackName: TypeAlias = Literal[
@@ -143,14 +144,14 @@ class AttackSpec(BaseModel):
 
     def attackers(self, sites: Sequence[str], seed: int) -> frozenset[str]:
         """The dishonest ones of these sites, by seed alone; ConfigError for strangers or none."""
-        names = sorted(sites)
+        names = sites if isinstance(sites, Names) else sorted(sites)
         if self.share is None:
-            strangers = sorted(set(self.sites) - set(names))
+            strangers = sorted(site for site in self.sites if site not in names)
             if strangers:
-                raise ConfigError(f"attack.sites names {strangers[0]!r}; there are {names}")
+                raise ConfigError(f"attack.sites names {strangers[0]!r}; there are {few(names)}")
             return frozenset(self.sites)
         count = round(self.share * len(names))
         if not count:
             raise ConfigError(f"attack.share={self.share} of {len(names)} sites is none")
         chosen = numpy_generator(seed, "attackers").choice(len(names), count, replace=False)
-        return frozenset(names[i] for i in chosen)
+        return frozenset(names[int(i)] for i in chosen)

@@ -21,6 +21,7 @@ from motet.core.messages import Engine, Reply, Request, Traits
 from motet.core.method import Method
 from motet.core.middleware import pack_all, unpack_all
 from motet.core.rng import generator
+from motet.core.roster import sorted_names
 from motet.core.store import write_atomic
 from motet.core.tree import Tree, map_tensors, part_like
 from motet.nn.robust import flat, unflat
@@ -64,7 +65,7 @@ class Hostile:
     ) -> None:
         self.engine = engine
         self.attack = attack
-        self.attackers = attack.attackers(list(engine.sites()), seed)
+        self.attackers = attack.attackers(sorted_names(engine.sites()), seed)
         self._seed = seed
         self._middleware = () if protection is None else protection.middleware
         guards = () if protection is None else protection.guards

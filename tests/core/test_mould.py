@@ -1,0 +1,66 @@
+"""Models that go from site to site are as good as new."""
+
+from __future__ import annotations
+
+import torch
+from tests.core.toys import Toy, toy
+
+from motet.core.learner import Learner
+from motet.core.mould import Mould
+from motet.core.optim import Adam
+from motet.core.tree import weights_of
+from motet.core.wire import digest
+
+
+def spoil(model: Toy) -> None:
+    model.eval()
+    model.layer.bias.requires_grad_(False)
+    model.layer.weight.grad = torch.ones_like(model.layer.weight)
+    model.seen += 3
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(1)
+
+
+def test_a_model_that_was_given_back_is_as_good_as_new() -> None:
+    mould = Mould(lambda: toy("ada"))
+    first = mould()
+    spoil(first)
+    mould.give_back(first)
+    again = mould()
+    assert again is first
+    assert digest(weights_of(again)) == digest(weights_of(toy("ada"))) == digest(mould.initial)
+    assert all(module.training for module in again.modules())
+    assert all(value.requires_grad and value.grad is None for value in again.parameters())
+    assert mould() is not first
+
+
+def test_initial_weights_are_there_before_a_model_is() -> None:
+    built: list[Toy] = []
+
+    def build() -> Toy:
+        built.append(toy("ada"))
+        return built[-1]
+
+    mould = Mould(build)
+    assert digest(mould.initial) == digest(weights_of(toy("ada")))
+    assert mould() is built[0]
+    assert len(built) == 1
+
+
+def test_a_learner_lets_go_of_what_can_be_had_again() -> None:
+    mould = Mould(lambda: toy("ada"))
+    learner = Learner("ada", 0, mould)
+    model = learner.model
+    learner.optimizer("local", Adam(0.1))
+    learner.release()
+    assert learner.tree() == {"optimizers": {}}
+    assert Learner("ben", 0, mould).model is model
+    assert learner.model is not model
+
+
+def test_a_learner_keeps_a_model_of_its_own() -> None:
+    learner = Learner("ada", 0, lambda: toy("ada"))
+    model = learner.model
+    learner.release()
+    assert learner.model is model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
-from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind, timed
+from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
 from motet.core.replies import Origin, Replies, plain_mean
 from motet.core.tree import Tree
@@ -261,8 +261,10 @@ class Exchange:
             self._fail(reply.site, _unfit(reply.site, str(error)), down=down)
         else:
             self.values[reply.site] = value
-            up = {"frame": reply.up, **bytes_by_kind(reply.value, self.operation.sends)}
-            shapes = form_by_kind(reply.value, self.operation.sends)
+            parts = tensors_by_kind(reply.value, self.operation.sends)
+            sizes = {kind: sum(t.nbytes for t in tensors) for kind, tensors in parts.items()}
+            up = {"frame": reply.up, **sizes}
+            shapes = {kind: form_of(tensors) for kind, tensors in parts.items()}
             self.fed._note("replied", **self._about(reply.site), down=down, up=up, shapes=shapes)
             if spent is not None:
                 note = {"round": self.fed.round, "party": reply.site, **spent}

@@ -27,7 +27,8 @@ def freeze(module: M) -> M:
 
 def is_frozen(module: nn.Module) -> bool:
     """Whether this very module was frozen."""
-    return getattr(module, "frozen", False) is True
+    # Not by getattr: for a name that is not there, nn.Module looks through all it has.
+    return module.__dict__.get("frozen", getattr(type(module), "frozen", False)) is True
 
 
 def group(model: nn.Module, name: str) -> frozenset[str]:

@@ -31,10 +31,15 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
 @contextmanager
 def seeded(seed: int, *key: str | int) -> Iterator[None]:
     """Inside, torch's default generator (dropout, augmentation) is keyed; outside, untouched."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    before = torch.default_generator.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
         reseed(seed, *key)
         yield
+    finally:
+        torch.default_generator.set_state(before)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 def reseed(seed: int, *key: str | int) -> None:

@@ -39,21 +39,27 @@ DTYPES = frozenset(
 _INT64 = range(-(2**63), 2**63)
 
 
-def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Leaf]]:
+def leaves(tree: Any) -> list[tuple[tuple[str, ...], Leaf]]:
     """Every leaf with its path, dict keys in insertion order; raises WireError for a stranger."""
+    found: list[tuple[tuple[str, ...], Leaf]] = []
+    _gather(tree, (), found)
+    return found
+
+
+def _gather(tree: Any, path: tuple[str, ...], found: list[tuple[tuple[str, ...], Leaf]]) -> None:
     if len(path) > MAX_DEPTH:
         raise WireError(f"payload at {_where(path[:3])} ... is nested deeper than {MAX_DEPTH}")
     if isinstance(tree, dict):
         for key, value in tree.items():
             if not isinstance(key, str) or not key:
                 raise WireError(f"payload at {_where(path)} has the key {key!r}; use a name")
-            yield from leaves(value, (*path, key))
+            _gather(value, (*path, key), found)
     elif isinstance(tree, list):
         for i, value in enumerate(tree):
-            yield from leaves(value, (*path, str(i)))
+            _gather(value, (*path, str(i)), found)
     else:
         _check_leaf(tree, path)
-        yield path, tree
+        found.append((path, tree))
 
 
 def _where(path: tuple[str, ...]) -> str:
@@ -102,6 +108,26 @@ def clone(tree: Any) -> Any:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def separate(tree: Any) -> Any:
+    """A copy like ``clone``, made when either side is written to: neither sees the other's changes.
+
+    Most copies are only read, and never made.
+    """
+    return map_tensors(_separate, tree)
+
+
+def _separate(tensor: Tensor) -> Tensor:
+    plain = tensor.detach()
+    # A part of something larger would hold on to all of it.
+    whole = plain.is_contiguous() and plain.untyped_storage().nbytes() == plain.nbytes
+    if whole and plain.device.type == "cpu":
+        try:
+            return torch._lazy_clone(plain)
+        except RuntimeError:
+            pass  # Memory that is not torch's own, such as numpy's.
+    return _copy(plain)
 
 
 def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
@@ -222,13 +248,14 @@ def load(model: nn.Module, weights: Tree, *, partial: bool = False) -> None:
     problems = [f"unexpected {name}" for name in weights if name not in own]
     if not partial:
         problems += [f"missing {name}" for name in own if name not in weights]
-    for name in own.keys() & weights.keys():
-        given = weights[name]
+    for name, given in weights.items():
+        if name not in own:
+            continue
         if not isinstance(given, Tensor) or given.shape != own[name].shape:
             shape = tuple(getattr(given, "shape", ()))
             problems.append(f"{name} has shape {shape}, not {tuple(own[name].shape)}")
     if problems:
         raise WireError(f"weights do not fit: {'; '.join(sorted(problems)[:8])}")
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
+    if weights:
+        with torch.no_grad():
+            torch._foreach_copy_([own[name] for name in weights], list(weights.values()))

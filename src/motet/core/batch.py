@@ -114,6 +114,8 @@ class Dataset:
 
     def only(self, modalities: Sequence[str]) -> Dataset:
         """The same rows with these modalities alone; raises KeyError for one that is not there."""
+        if self.columns.keys() == set(modalities):
+            return self
         return replace(
             self,
             columns={name: self.columns[name] for name in modalities},

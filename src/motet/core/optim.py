@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from motet.core.groups import trained_parameters
 from motet.core.tree import Tree, clone
 
 
@@ -50,13 +51,13 @@ class BriskSGD(torch.optim.SGD):
                 continue
             slopes = [value.grad for value in moving]
             if group["weight_decay"]:
-                slopes = torch._foreach_add(slopes, moving, alpha=group["weight_decay"])
+                slopes = list(torch._foreach_add(slopes, moving, alpha=group["weight_decay"]))
             if group["momentum"]:
                 slopes = self._moments(moving, slopes, group["momentum"])
             torch._foreach_add_(moving, slopes, alpha=-group["lr"])
 
     def _moments(
-        self, moving: list[torch.Tensor], slopes: Sequence[torch.Tensor], momentum: float
+        self, moving: list[torch.Tensor], slopes: list[torch.Tensor], momentum: float
     ) -> list[torch.Tensor]:
         """The momenta after these gradients; a parameter's first gradient is its first momentum."""
         states = [self.state[value] for value in moving]
@@ -91,7 +92,7 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, spec: OptimizerSpec, clip: float | None = None) -> None:
-        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.parameters = trained_parameters(model)
         self.spec = spec
         self.inner = spec.build(self.parameters)
         self.clip = clip

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+_written = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def derive(seed: int, *key: str | int) -> int:
     """A seed of 63 bits for this key: equal keys give equal seeds, on every machine."""
-    text = json.dumps([seed, *key], separators=(",", ":"))
+    text = _written([seed, *key])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

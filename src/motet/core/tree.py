@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -36,6 +37,7 @@ DTYPES = frozenset(
         torch.float64,
     }
 )
+_WORTH_SHARING = 2**14  # Bytes; less is copied in no time.
 _INT64 = range(-(2**63), 2**63)
 
 
@@ -119,15 +121,13 @@ def separate(tree: Any) -> Any:
 
 
 def _separate(tensor: Tensor) -> Tensor:
-    plain = tensor.detach()
+    large = tensor.is_cpu and tensor.nbytes >= _WORTH_SHARING and tensor.is_contiguous()
     # A part of something larger would hold on to all of it.
-    whole = plain.is_contiguous() and plain.untyped_storage().nbytes() == plain.nbytes
-    if whole and plain.device.type == "cpu":
-        try:
-            return torch._lazy_clone(plain)
-        except RuntimeError:
-            pass  # Memory that is not torch's own, such as numpy's.
-    return _copy(plain)
+    if large and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        # Memory that is not torch's own, such as numpy's, cannot be shared in this way.
+        with suppress(RuntimeError):
+            return torch._lazy_clone(tensor.detach())
+    return _copy(tensor)
 
 
 def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
@@ -159,8 +159,9 @@ def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1:
+    first = tensors[0].shape
+    if any(tensor.shape != first for tensor in tensors):
+        shapes = {tuple(tensor.shape) for tensor in tensors}
         raise WireError(f"cannot average tensors of different shapes {sorted(shapes)}")
     dtype = tensors[0].dtype
     if not dtype.is_floating_point:
@@ -173,7 +174,7 @@ def _mean_tensor(tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     for tensor, share in zip(tensors[1:], shares[1:], strict=True):
         weight += share
         if share:
-            found.lerp_(tensor.to(wide), share / weight)
+            found.lerp_(tensor if tensor.dtype == wide else tensor.to(wide), share / weight)
     return found.to(dtype)
 
 

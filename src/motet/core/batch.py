@@ -114,6 +114,8 @@ class Dataset:
 
     def only(self, modalities: Sequence[str]) -> Dataset:
         """The same rows with these modalities alone; raises KeyError for one that is not there."""
+        if self.columns.keys() == set(modalities):
+            return self
         return replace(
             self,
             columns={name: self.columns[name] for name in modalities},
@@ -126,12 +128,12 @@ class Dataset:
         for name, column in self.columns.items():
             if not isinstance(column, Tensor):
                 raise TypeError(f"modality {name!r} is not a tensor: let a model prepare it first")
-            inputs[name] = column[index]
+            inputs[name] = column.index_select(0, index)
         return Batch(
             inputs=inputs,
-            present={name: mask[index] for name, mask in self.present.items()},
-            labels=None if self.labels is None else self.labels[index],
-            rows=self.rows[index],
+            present={name: mask.index_select(0, index) for name, mask in self.present.items()},
+            labels=None if self.labels is None else self.labels.index_select(0, index),
+            rows=self.rows.index_select(0, index),
         )
 
     def batches(self, size: int) -> Iterator[Batch]:

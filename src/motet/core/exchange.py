@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.folding import By, Folding
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
-from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind, timed
+from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
 from motet.core.replies import Origin, Replies, plain_mean
 from motet.core.tree import Tree
-from motet.core.validate import alone, beyond_doubt, refused
+from motet.core.validate import Known, alone, beyond_doubt, refused
 
 if TYPE_CHECKING:
     from motet.core.federation import Federation
@@ -74,6 +74,7 @@ class Exchange:
         self._folding: Folding | None = None
         # Site -> whether its answer is beyond doubt; without those that are to be refused.
         self._fit: dict[str, bool] = {}
+        self._known = Known()
         middleware, takes = fed.protection.middleware, self.operation.takes
         self.requests = [Request(name, op, tag, at, shared, own[name]) for name in group]
         self._down_shared = bytes_by_kind(shared, takes)
@@ -280,8 +281,10 @@ class Exchange:
             self._fail(reply.site, _unfit(reply.site, str(error)), down=down)
         else:
             self.values[reply.site] = value
-            up = {"frame": reply.up, **bytes_by_kind(reply.value, self.operation.sends)}
-            shapes = form_by_kind(reply.value, self.operation.sends)
+            parts = tensors_by_kind(reply.value, self.operation.sends)
+            sizes = {kind: sum(t.nbytes for t in tensors) for kind, tensors in parts.items()}
+            up = {"frame": reply.up, **sizes}
+            shapes = {kind: form_of(tensors) for kind, tensors in parts.items()}
             self.fed._note("replied", **self._about(reply.site), down=down, up=up, shapes=shapes)
             if spent is not None:
                 note = {"round": self.fed.round, "party": reply.site, **spent}
@@ -292,11 +295,11 @@ class Exchange:
 
     def _judge(self, site: str, value: Tree) -> None:
         """Notes whether an answer may be used, as far as it alone can tell."""
-        asked, known = self.question, self.fed.engine.sites()
-        checks, operation = self.fed.protection.checks, self.operation
-        if not alone(site, value, operation, asked.op, asked.received, known, checks):
+        received, traits = self.question.received[site], self.fed.engine.sites()
+        checks, operation, op = self.fed.protection.checks, self.operation, self.question.op
+        if not alone(site, value, operation, op, received, self._known, traits, checks):
             weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
-            self._fit[site] = weighed and beyond_doubt(value, operation, asked.received[site])
+            self._fit[site] = weighed and beyond_doubt(value, operation, received)
 
     def _fail(self, site: str, error: str, **note: Any) -> None:
         self.failed[site] = error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from motet.core.batch import Batch, Dataset
 from motet.core.errors import DataError, SiteError
-from motet.core.groups import frozen_to_eval
+from motet.core.groups import frozen_to_eval, is_frozen
 from motet.core.mould import Mould
 from motet.core.optim import Optimizer, OptimizerSpec
 from motet.core.rng import generator, numpy_generator
@@ -154,10 +154,14 @@ class Learner:
 
     def _order(
         self, rows: int, size: int, least: int, key: tuple[str | int, ...]
-    ) -> Sequence[Tensor]:
+    ) -> Iterator[Tensor]:
         """Positions of one epoch's batches."""
-        found = torch.split(torch.randperm(rows, generator=self.rng(*key)), size)
-        return found[:-1] if len(found) > 1 and len(found[-1]) < least else found
+        order = torch.randperm(rows, generator=self.rng(*key))
+        starts = range(0, rows, size)
+        if len(starts) > 1 and rows - starts[-1] < least:
+            starts = starts[:-1]
+        # One by one, since a fit of a few steps reads no more than the first few.
+        return (order[start : start + size] for start in starts)
 
     def fit(
         self,
@@ -189,7 +193,7 @@ class Learner:
             total += value.detach()
             steps += 1
         name = getattr(loss, "__name__", type(loss).__name__)
-        problem = _not_finite(name, float(total), steps, model)
+        problem = _not_finite(name, float(total), steps, model, stepper.parameters)
         if problem:
             raise SiteError(
                 f"{self.name}: {problem}; lower the learning rate, or look for damaged rows in "
@@ -226,22 +230,40 @@ class Learner:
             load(self._model, self._initial)
 
 
-def _not_finite(loss: str, total: float, steps: int, model: nn.Module) -> str:
+def _not_finite(
+    loss: str, total: float, steps: int, model: nn.Module, trained: Sequence[Tensor]
+) -> str:
     """What a fit has spoilt, in words; empty when all is well."""
     if not math.isfinite(total):
         return f"the loss {loss!r} became {total} within {steps} steps"
     # A root at 0 has a finite value and an infinite slope: the last step may spoil the weights.
-    # A sum tells, and costs a hundredth of looking at every number.
+    # A sum tells, and costs a hundredth of looking at every number; one of all the sums tells
+    # whether any of them is worth a look.
+    if math.isfinite(sum(_sum(value) for value in trained)):
+        return ""
     for name, value in model.named_parameters():
-        if not math.isfinite(float(value.detach().sum(dtype=torch.float32))):
+        if not math.isfinite(_sum(value)):
             return f"the weights {name!r} became infinite or NaN under the loss {loss!r}"
     return ""
 
 
+def _sum(tensor: Tensor) -> float:
+    return tensor.detach().sum(dtype=torch.float32).item()
+
+
 def train_mode(model: nn.Module) -> None:
     """Train mode, but for what is frozen."""
-    model.train()
-    frozen_to_eval(model)
+    if type(model).train is not nn.Module.train:
+        model.train()
+        frozen_to_eval(model)
+        return
+    # As ``train`` does, module by module; setting what is set already takes nn.Module a while.
+    training = not is_frozen(model)
+    if model.training is not training:
+        model.training = training
+    for child in model._modules.values():
+        if child is not None:
+            train_mode(child)
 
 
 @contextmanager

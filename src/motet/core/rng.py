@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+_written = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def derive(seed: int, *key: str | int) -> int:
     """A seed of 63 bits for this key: equal keys give equal seeds, on every machine."""
-    text = json.dumps([seed, *key], separators=(",", ":"))
+    text = _written([seed, *key])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -31,10 +33,15 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
 @contextmanager
 def seeded(seed: int, *key: str | int) -> Iterator[None]:
     """Inside, torch's default generator (dropout, augmentation) is keyed; outside, untouched."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    before = torch.default_generator.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
         reseed(seed, *key)
         yield
+    finally:
+        torch.default_generator.set_state(before)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 def reseed(seed: int, *key: str | int) -> None:

@@ -27,7 +27,7 @@ def inter_contrast(z: Tensor, other: Tensor, index: Tensor, tau: float = 0.5) ->
     if len(other) <= COLUMNS:
         return F.cross_entropy(z @ other.T / tau, index)
     own = (z * other[index]).sum(dim=1) / tau
-    lse: Tensor = _LogNormaliser.apply(z, other, tau)
+    lse: Tensor = _LogNormaliser.apply(z, other, tau)  # type: ignore[no-untyped-call]
     return (lse - own).mean()
 
 
@@ -170,6 +170,8 @@ def shifted_cross_entropy(logits: Tensor, labels: Tensor, margin: float = 4.0) -
 
     The private loss of the official code's image and text clients.
     """
+    if not margin:
+        return F.cross_entropy(logits, labels)
     onehot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     return F.cross_entropy(logits - margin * onehot, labels)
 

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -172,7 +173,7 @@ def _federation(
     protection = experiment.protect.build(
         experiment.method, len(parties.sites), _cohort(experiment), _root(experiment, parties)
     )
-    engine = _engine(experiment, parties, folder, protection)
+    engine = _engine(experiment, parties, folder, protection, events)
     if experiment.attack is not None:
         engine = Hostile(
             engine,
@@ -215,7 +216,11 @@ def _under(experiment: Experiment, engine: Engine, events: Events) -> Engine:
 
 
 def _engine(
-    experiment: Experiment, parties: Parties, folder: Path | None, protection: Protection
+    experiment: Experiment,
+    parties: Parties,
+    folder: Path | None,
+    protection: Protection,
+    events: Events,
 ) -> Engine:
     sites = None if folder is None else folder / "sites"
     if experiment.engine.name == "processes":
@@ -223,7 +228,13 @@ def _engine(
         from motet.experiment.worker import processes
 
         return processes(experiment, parties, sites)
-    return Serial(
+    kind: Callable[..., Serial] = Serial
+    if experiment.engine.name in ("coalesced", "auto"):
+        from motet.engines.coalesced import Auto, Coalesced
+
+        found = Auto if experiment.engine.name == "auto" else Coalesced
+        kind = partial(found, events=events)
+    return kind(
         parties.sites,
         experiment.method,
         seed=experiment.seed,

@@ -6,7 +6,7 @@ Whatever is not known to be equal counts as different, and is then computed on i
 from __future__ import annotations
 
 import dis
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from types import CellType, CodeType, FunctionType, MethodType
@@ -21,6 +21,7 @@ from motet.engines.tape import Unlike
 Make: TypeAlias = Callable[[Iterator[Tensor]], Any]
 PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.Size)
 # What every module has, beside what its class gives it.
+MEMBERS = len(vars(nn.Module()))
 COMMON = frozenset(vars(nn.Module())) | {"frozen"}
 HOOKS = tuple(sorted(name for name in COMMON if "hooks" in name and "with" not in name))
 NOT_STACKED = (nn.RNNBase, nn.RNNCellBase)
@@ -35,46 +36,63 @@ class Part:
     make: Make
 
 
-def structure(model: nn.Module) -> Hashable:
-    """Equal for models that compute the same from their tensors; raises Unlike for odd ones.
+class Structure:
+    """What a model computes with: its trained parameters and its buffers, by name.
 
-    Frozen tensors belong to it: they are the same objects in equal models.
+    key: equal for models that compute the same from these. Frozen tensors belong to it: they are
+    the same objects in equal models. Raises Unlike for a model that is not to be stacked.
     """
-    return tuple(_module(path, module) for path, module in _modules(model, ""))
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self._seen: set[int] = set()
+        found: list[Hashable] = []
+        self._add(model, "", found)
+        self.key: Hashable = tuple(found)
+
+    def _add(self, module: nn.Module, prefix: str, found: list[Hashable]) -> None:
+        attributes = vars(module)
+        _check(module, attributes)
+        found.append((prefix, type(module), module.training))
+        if len(attributes) > MEMBERS:
+            found += [
+                (name, _constant(value)) for name, value in attributes.items() if name not in COMMON
+            ]
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                found.append((name, self._form(parameter, not parameter.requires_grad)))
+                if parameter.requires_grad:
+                    self.parameters.setdefault(prefix + name, parameter)
+        fixed = is_frozen(module)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                found.append((name, self._form(buffer, fixed)))
+                if not fixed:
+                    self.buffers[prefix + name] = buffer
+        for name, child in module._modules.items():
+            if child is not None:
+                self._add(child, f"{prefix}{name}.", found)
+
+    def _form(self, value: Tensor, shared: bool) -> Hashable:
+        if not shared and id(value) in self._seen:
+            raise Unlike("its model has a tensor in two places")
+        self._seen.add(id(value))
+        form = (value.shape, value.dtype, value.device)
+        return (*form, id(value)) if shared else form
 
 
-def _modules(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    yield path, module
-    for name, child in module._modules.items():
-        if child is not None:
-            yield from _modules(child, f"{path}.{name}")
-
-
-def _module(path: str, module: nn.Module) -> Hashable:
-    kind = type(module)
+def _check(module: nn.Module, attributes: Mapping[str, Any]) -> None:
     if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
         raise Unlike("its model has dropout, whose draws are a site's own")
     if isinstance(module, BATCH_NORMS) and module.training:
         raise Unlike("its model has batch norm, whose statistics are a site's own")
     if isinstance(module, NOT_STACKED):
-        raise Unlike(f"its model has a {kind.__name__}, whose kernel knows one site alone")
-    attributes = vars(module)
-    if any(attributes[name] for name in HOOKS):
-        raise Unlike("its model has hooks")
-    own = tuple((name, _constant(attributes[name])) for name in attributes if name not in COMMON)
-    fixed = is_frozen(module)
-    tensors = tuple(
-        (name, _form(value, shared=fixed or (parameter and not value.requires_grad)))
-        for parameter, kept in ((True, module._parameters), (False, module._buffers))
-        for name, value in kept.items()
-        if value is not None
-    )
-    return path, kind, module.training, own, tensors
-
-
-def _form(value: Tensor, *, shared: bool) -> Hashable:
-    form = (value.shape, value.dtype, value.device, value.requires_grad)
-    return (*form, id(value)) if shared else form
+        kind = type(module).__name__
+        raise Unlike(f"its model has a {kind}, whose kernel knows one site alone")
+    for name in HOOKS:
+        if attributes[name]:
+            raise Unlike("its model has hooks")
 
 
 def _constant(value: Any) -> Hashable:

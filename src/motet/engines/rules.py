@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from motet.core.optim import Optimizer
+from motet.core.optim import SGD, Adam, Optimizer
 from motet.engines.tape import Product, Unlike
 
 DENSE = torch.contiguous_format
@@ -38,14 +38,13 @@ class Rule(Protocol):
         """Gives the moments back."""
 
 
-def rule_of(optimizer: Optimizer, model: nn.Module) -> Rule:
-    """The rule that does what this optimiser does; raises Unlike where there is none."""
+def rule_of(optimizer: Optimizer, parameters: Collection[Tensor]) -> Rule:
+    """The rule that does what this optimiser of these parameters does; Unlike without one."""
     inner = optimizer.inner
-    own = [value for value in model.parameters() if value.requires_grad]
-    same = len(own) == len(optimizer.parameters) and all(
-        a is b for a, b in zip(own, optimizer.parameters, strict=True)
+    same = len(parameters) == len(optimizer.parameters) and all(
+        a is b for a, b in zip(parameters, optimizer.parameters, strict=True)
     )
-    if not same or len(inner.param_groups) != 1 or not own:
+    if not same or len(inner.param_groups) != 1 or not parameters:
         raise Unlike("its optimiser is not one of all parameters alike")
     group = {key: value for key, value in inner.param_groups[0].items() if key != "params"}
     kinds: dict[Any, type[StackedSGD] | type[StackedAdam]] = {
@@ -54,7 +53,7 @@ def rule_of(optimizer: Optimizer, model: nn.Module) -> Rule:
     }
     kind = kinds.get(type(inner))
     if kind is None or not kind.knows(group):
-        raise Unlike(f"its optimiser, {type(inner).__name__}, is not stacked in this form")
+        raise Unlike(f"its optimiser, {type(optimizer.spec).__name__}, is not stacked in this form")
     return kind(group, optimizer)
 
 
@@ -216,6 +215,6 @@ def _stacked(optimizers: Sequence[Optimizer], number: int, moment: str) -> Tenso
 
 
 KINDS: dict[Any, type[StackedSGD] | type[StackedAdam]] = {
-    torch.optim.SGD: StackedSGD,
-    torch.optim.AdamW: StackedAdam,
+    SGD: StackedSGD,
+    Adam: StackedAdam,
 }

@@ -15,16 +15,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from motet.core.batch import Batch, Dataset
 from motet.core.graph import GRAPH
-from motet.core.groups import is_frozen
 from motet.core.learner import Adjust, Batches, Learner, Loss
 from motet.core.optim import Optimizer
-from motet.engines.alike import parted, structure
+from motet.engines.alike import Structure, parted
 from motet.engines.rules import Rule, rule_of
 from motet.engines.tape import Product, Tape, Unlike, record
 
 # Of a chunk's parameters, their gradients and their moments: what stays in a processor's cache
 # is worth more than a few kernels less.
-CHUNK_BYTES = 2**24
+CHUNK_BYTES = 2**25
 # Of the batches that are gathered at a time.
 GATHERED_BYTES = 2**26
 TAPES = 256
@@ -52,8 +51,9 @@ class Fit:
         model = learner.model
         self.parts = [parted(loss, model), *([] if adjust is None else [parted(adjust, model)])]
         self.tensors = [tensor for part in self.parts for tensor in part.tensors]
-        self.rule: Rule = rule_of(optimizer, model)
-        form = (structure(model), tuple(part.key for part in self.parts), self.rule.form)
+        self.model = Structure(model)
+        self.rule: Rule = rule_of(optimizer, self.model.parameters.values())
+        form = (self.model.key, tuple(part.key for part in self.parts), self.rule.form)
         # The last reason to refuse: from here on the batches are used up.
         self.data, self.positions = batches.plan()
         self.form: Hashable = (*form, _rows(self.data))
@@ -137,7 +137,8 @@ def fit_together(
 
 def _bytes(fit: Fit) -> int:
     held = sum(value.nbytes for value in fit.optimizer.parameters)
-    return held * (2 + fit.rule.moments)
+    gradients = 0 if fit.rule.takes_products and fit.adjust is None else 1
+    return held * (1 + gradients + fit.rule.moments)
 
 
 class _Call(nn.Module):
@@ -157,13 +158,10 @@ class _Chunk:
     def __init__(self, fits: Sequence[Fit], tapes: Tapes) -> None:
         self.fits = fits
         self.tapes = tapes
-        leader = fits[0].learner.model
-        self.names = [name for name, value in leader.named_parameters() if value.requires_grad]
-        self.buffer_names = [name for name, _ in _buffers(leader)]
+        self.names = list(fits[0].model.parameters)
+        self.buffer_names = list(fits[0].model.buffers)
         self.parameters = _stacks([fit.optimizer.parameters for fit in fits])
-        self.buffers = _stacks(
-            [[value for _, value in _buffers(fit.learner.model)] for fit in fits]
-        )
+        self.buffers = _stacks([list(fit.model.buffers.values()) for fit in fits])
         columns = list(zip(*(fit.tensors for fit in fits), strict=True))
         self.shared = [all(item is column[0] for item in column) for column in columns]
         self.captured = [
@@ -341,7 +339,8 @@ class _Chunk:
         if losses.shape != tensors[0].shape[:1]:
             raise Unlike("its loss is not one number")
         gradients: list[Tensor | None]
-        gradients = list(torch.autograd.grad(losses.sum(), parameters, allow_unused=True))
+        ones = torch.ones(losses.shape, dtype=losses.dtype)
+        gradients = list(torch.autograd.grad(losses, parameters, ones, allow_unused=True))
         if len(makes) > 1:
             there = [value for value in gradients if value is not None]
 
@@ -406,9 +405,9 @@ class _Chunk:
             for number, stack in enumerate(self.parameters):
                 targets = [fit.optimizer.parameters[number].detach() for fit in self.fits]
                 torch._foreach_copy_(targets, list(stack.unbind(0)))
-            models = [_buffers(fit.learner.model) for fit in self.fits]
-            for number, stack in enumerate(self.buffers):
-                torch._foreach_copy_([own[number][1] for own in models], list(stack.unbind(0)))
+            for name, stack in zip(self.buffer_names, self.buffers, strict=True):
+                targets = [fit.model.buffers[name] for fit in self.fits]
+                torch._foreach_copy_(targets, list(stack.unbind(0)))
             self.rule.unstack([fit.optimizer for fit in self.fits])
 
 
@@ -455,17 +454,6 @@ def _multiplied(value: Any) -> Any:
 
 def _stacks(columns: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.stack([value.detach() for value in same]) for same in zip(*columns, strict=True)]
-
-
-def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Buffers that may change, those of frozen modules left out."""
-    return [
-        (f"{path}.{name}" if path else name, value)
-        for path, module in model.named_modules()
-        if not is_frozen(module)
-        for name, value in module._buffers.items()
-        if value is not None
-    ]
 
 
 def groups(fits: Iterable[Fit]) -> list[list[Fit]]:

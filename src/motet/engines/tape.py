@@ -71,7 +71,7 @@ class Tape:
     operations: list[Operation]
     results: list[Any]
     shapes: dict[int, tuple[int, ...]] = field(repr=False)
-    _freed: list[tuple[int, ...]] = field(default_factory=list)
+    _steps: list[tuple[Any, ...]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self._shorten()
@@ -79,13 +79,18 @@ class Tape:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Any]:
         """Plays the computation back on these tensors; products come as pairs of tensors."""
-        values: dict[int, Any] = dict(enumerate(inputs))
-        for operation, done in zip(self.operations, self._freed, strict=True):
-            args = filled(operation.args, values)
-            found = operation.call(*args, **filled(operation.kwargs, values))
-            _put(operation.out, found, values)
+        values: list[Any] = [*inputs, *[None] * (len(self.shapes) - len(inputs))]
+        for call, args, slots, kwargs, out, operation, done in self._steps:
+            if operation is None:
+                given = list(args)
+                for at, number in slots:
+                    given[at] = values[number]
+                values[out] = call(*given, **kwargs)
+            else:
+                found = call(*filled(args, values), **filled(kwargs, values))
+                _put(operation.out, found, values)
             for number in done:
-                values.pop(number, None)
+                values[number] = None
         return [filled(result, values) for result in self.results]
 
     def products(self) -> int:
@@ -130,7 +135,10 @@ class Tape:
             used = operation.reads() | operation.writes()
             freed.append(tuple(sorted(used - seen - kept)))
             seen |= used
-        self._freed = freed[::-1]
+        self._steps = [
+            _prepared(operation, done)
+            for operation, done in zip(self.operations, reversed(freed), strict=True)
+        ]
 
     def _shorten(self) -> None:
         """Takes out what changes nothing, and makes transposed products products of transposes."""
@@ -202,6 +210,15 @@ class Tape:
         self.operations = kept[::-1]
 
 
+def _prepared(op: Operation, done: tuple[int, ...]) -> tuple[Any, ...]:
+    """An operation as it is played back; nearly all have slots at the top of their arguments."""
+    slots = tuple((at, arg.number) for at, arg in enumerate(op.args) if isinstance(arg, Slot))
+    nested = [arg for arg in (*op.args, op.kwargs) if not isinstance(arg, Slot) and slots_in(arg)]
+    if isinstance(op.out, Slot) and not nested:
+        return op.call, op.args, slots, op.kwargs, op.out.number, None, done
+    return op.call, op.args, slots, op.kwargs, None, op, done
+
+
 def _turns(op: Operation) -> bool:
     """Whether this is a transposition of matrices [n, a, b]."""
     return (
@@ -224,7 +241,7 @@ def slots_in(value: Any) -> set[int]:
     return set()
 
 
-def filled(value: Any, values: Mapping[int, Any]) -> Any:
+def filled(value: Any, values: Sequence[Any]) -> Any:
     """Nested arguments with tensors in place of slots."""
     if isinstance(value, Slot):
         return values[value.number]
@@ -252,7 +269,7 @@ def _renamed(value: Any, same: Mapping[int, int]) -> Any:
     return new(value)
 
 
-def _put(out: Any, found: Any, values: dict[int, Any]) -> None:
+def _put(out: Any, found: Any, values: list[Any]) -> None:
     if isinstance(out, Slot):
         values[out.number] = found
     elif isinstance(out, list | tuple):

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -46,6 +47,31 @@ class Fitter(Protocol):
         adjust: Adjust | None,
     ) -> float | None:
         """Trains on what ``draw`` gave, and returns a loss; None for other batches."""
+
+
+class Batches(Iterator[Batch]):
+    """Batches of a data set, each made when it is asked for.
+
+    begin: gives the data set, as a model reads it, and the positions of each batch; called once.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[Dataset, Iterator[Tensor]]]) -> None:
+        self._begin = begin
+        self._begun: tuple[Dataset, Iterator[Tensor]] | None = None
+
+    def __next__(self) -> Batch:
+        data, positions = self._open()
+        return data.batch(next(positions))
+
+    def plan(self) -> tuple[Dataset, list[Tensor]]:
+        """The data set, and the positions of all batches to come, which are then used up."""
+        data, positions = self._open()
+        return data, list(positions)
+
+    def _open(self) -> tuple[Dataset, Iterator[Tensor]]:
+        if self._begun is None:
+            self._begun = self._begin()
+        return self._begun
 
 
 class Learner:
@@ -140,17 +166,20 @@ class Learner:
         steps: int | None,
         least: int,
         key: str | int,
-    ) -> Iterator[Batch]:
-        if not len(data):
-            raise DataError(f"{self.name} has no rows to train on")
-        ready = self.prepared(data)
-        endless = itertools.count() if steps is not None else range(epochs)
-        made = (
-            ready.batch(index)
-            for epoch in endless
-            for index in self._order(len(ready), size, least, (key, epoch))
-        )
-        yield from itertools.islice(made, steps)
+    ) -> Batches:
+        def begin() -> tuple[Dataset, Iterator[Tensor]]:
+            if not len(data):
+                raise DataError(f"{self.name} has no rows to train on")
+            ready = self.prepared(data)
+            endless = itertools.count() if steps is not None else range(epochs)
+            positions = (
+                index
+                for epoch in endless
+                for index in self._order(len(ready), size, least, (key, epoch))
+            )
+            return ready, itertools.islice(positions, steps)
+
+        return Batches(begin)
 
     def _order(
         self, rows: int, size: int, least: int, key: tuple[str | int, ...]
@@ -185,13 +214,7 @@ class Learner:
             found = self.fitter.fit(self, loss, batches, stepper, adjust)
             if found is not None:
                 return found
-        total = torch.zeros(())
-        steps = 0
-        for batch in batches:
-            value = loss(model, batch)
-            stepper.step(value, None if adjust is None else partial(adjust, model, batch))
-            total += value.detach()
-            steps += 1
+        total, steps = TAKE_STEPS.get()(self, loss, batches, stepper, adjust)
         name = getattr(loss, "__name__", type(loss).__name__)
         problem = _not_finite(name, float(total), steps, model, stepper.parameters)
         if problem:
@@ -230,6 +253,32 @@ class Learner:
             load(self._model, self._initial)
 
 
+def take_steps(
+    learner: Learner,
+    loss: Loss,
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    adjust: Adjust | None,
+) -> tuple[Tensor, int]:
+    """One step of the learner's model per batch; the sum of the losses, and how many there were."""
+    model = learner.model
+    total = torch.zeros(())
+    steps = 0
+    for batch in batches:
+        value = loss(model, batch)
+        optimizer.step(value, None if adjust is None else partial(adjust, model, batch))
+        total += value.detach()
+        steps += 1
+    return total, steps
+
+
+Steps: TypeAlias = Callable[
+    [Learner, Loss, Iterable[Batch], Optimizer, Adjust | None], tuple[Tensor, int]
+]
+# How ``fit`` takes its steps. An engine that takes those of several sites at once says so here.
+TAKE_STEPS: ContextVar[Steps] = ContextVar("TAKE_STEPS", default=take_steps)
+
+
 def _not_finite(
     loss: str, total: float, steps: int, model: nn.Module, trained: Sequence[Tensor]
 ) -> str:
@@ -249,6 +298,12 @@ def _not_finite(
 
 def _sum(tensor: Tensor) -> float:
     return tensor.detach().sum(dtype=torch.float32).item()
+
+
+def skips_unlabelled(loss: Loss) -> Loss:
+    """Says of a loss that rows labelled -100 count for nothing in it, so that they may fill up."""
+    loss.skips_unlabelled = True  # type: ignore[attr-defined]
+    return loss
 
 
 def train_mode(model: nn.Module) -> None:

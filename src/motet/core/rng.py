@@ -52,3 +52,17 @@ def reseed(seed: int, *key: str | int) -> None:
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(number)
+
+
+class Kept:
+    """The states of torch's default generators, to be put back later on."""
+
+    def __init__(self) -> None:
+        self._state = torch.default_generator.get_state()
+        self._others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+
+    def put_back(self) -> None:
+        """Makes them what they were."""
+        torch.default_generator.set_state(self._state)
+        if self._others is not None:
+            torch.cuda.set_rng_state_all(self._others)

@@ -79,7 +79,9 @@ class Serial:
         """Runs the oldest request and returns its reply; None when there is none left."""
         if not self._queue:
             return None
-        request = self._queue.popleft()
+        return self._answer(self._queue.popleft())
+
+    def _answer(self, request: Request) -> Reply:
         message = _message(request)
         if self.strict:
             frame = wire.encode(message)

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -171,7 +172,7 @@ def _federation(
 ) -> Federation:
     protection = protection_of(experiment, parties)
     again = wrap is not None or experiment.faults is not None or experiment.engine.retries > 0
-    engine = _engine(experiment, parties, folder, protection, again)
+    engine = _engine(experiment, parties, folder, protection, events, again)
     if experiment.attack is not None:
         engine = Hostile(
             engine,
@@ -218,6 +219,7 @@ def _engine(
     parties: Parties,
     folder: Path | None,
     protection: Protection,
+    events: Events,
     repeats: bool,
 ) -> Engine:
     sites = None if folder is None else folder / "sites"
@@ -226,7 +228,13 @@ def _engine(
         from motet.experiment.worker import processes
 
         return processes(experiment, parties, sites)
-    return Serial(
+    kind: Callable[..., Serial] = Serial
+    if experiment.engine.name in ("coalesced", "auto"):
+        from motet.engines.coalesced import Auto, Coalesced
+
+        found = Auto if experiment.engine.name == "auto" else Coalesced
+        kind = partial(found, events=events)
+    return kind(
         parties.sites,
         experiment.method,
         seed=experiment.seed,

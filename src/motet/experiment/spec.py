@@ -82,8 +82,10 @@ class Population(Spec):
 class EngineSpec(Spec):
     """What carries the messages."""
 
-    name: Literal["serial", "processes"] = Field(
-        "serial", description="serial, or processes: sites in several processes of this machine"
+    name: Literal["serial", "processes", "coalesced", "auto"] = Field(
+        "serial",
+        description="serial; processes: sites in several processes of this machine; coalesced: "
+        "equal fits of several sites in one loop; auto: the same where it is worth it",
     )
     processes: int | None = Field(
         None, ge=1, description="number of processes; null for as many as there are cores"

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
-from motet.core.batch import Column
 from motet.core.graph import GRAPH
 from motet.core.groups import frozen_names
 from motet.core.rng import generator, numpy_generator, seeded
 from motet.data import load_data
 from motet.data.public import one_per_unit, split_concepts
 from motet.data.registry import options_of
+from motet.experiment.rows import join, scramble
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
 from motet.models.registry import ModelSpec, build_model
@@ -53,13 +53,19 @@ class Parties:
         )
 
 
+def site_names(experiment: Experiment) -> list[str]:
+    """The names of all sites of a recipe, in its order."""
+    return [f"{p.name}-{number + 1}" for p in experiment.populations for number in range(p.count)]
+
+
 def build_parties(experiment: Experiment) -> Parties:
     """Loads the data, shares them out and prepares every party; raises DataError, ConfigError."""
     test, public, private = share_out(experiment)
     models = _Models(experiment, public)
-    names = [f"{p.name}-{number + 1}" for p in experiment.populations for number in range(p.count)]
     attack = experiment.attack
-    liars = frozenset() if attack is None else attack.attackers(names, experiment.seed)
+    liars: frozenset[str] = frozenset()
+    if attack is not None:
+        liars = frozenset(attack.attackers(site_names(experiment), experiment.seed))
     sites: list[SiteSpec] = []
     heads: dict[str, int] = {}
     for population in experiment.populations:
@@ -71,15 +77,48 @@ def build_parties(experiment: Experiment) -> Parties:
             site = replace(site, data=turned)
             heads[name] = _classes(population, data)
             sites.append(site)
+    pooled = _pool(experiment, sites) if experiment.method.pools_private_rows else None
+    return _parties(experiment, models, sites, heads, test, pooled)
+
+
+def hub_parties(experiment: Experiment) -> Parties:
+    """What the hub has of a run whose sites are elsewhere: everything but their rows.
+
+    Raises ConfigError for methods, and parts of a recipe, that only a simulation has.
+    """
+    name = type(experiment.method).__name__
+    if experiment.method.pools_private_rows:
+        raise ConfigError(f"{name} pools the sites' rows, which only a simulation can; motet run")
+    for part in ("attack", "clients", "faults"):
+        if getattr(experiment, part) is not None:
+            raise ConfigError(f"{part}: only a simulation has it; leave it out of this recipe")
+    test, public, private = share_out(experiment)
+    models = _Models(experiment, public)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    sites: list[SiteSpec] = []
+    heads: dict[str, int] = {}
+    for population in experiment.populations:
+        rows = private.only(_known(population, private)).take(nothing)
+        for number in range(population.count):
+            sites.append(_spec(population, number, rows, None, models))
+            heads[sites[-1].name] = _classes(population, rows)
+    return _parties(experiment, models, sites, heads, test, None)
+
+
+def _parties(
+    experiment: Experiment,
+    models: _Models,
+    sites: Sequence[SiteSpec],
+    heads: dict[str, int],
+    test: Dataset,
+    pooled: Dataset | None,
+) -> Parties:
     build = None
     if experiment.server is not None:
         heads["hub"] = len(test.classes) if experiment.classify else 0
         build = models.builder(experiment.server, None, heads["hub"], "hub")
-    pooled = _pool(experiment, sites) if experiment.method.pools_private_rows else None
-    encoders = _encoders(experiment, sites)
-    return Parties(
-        tuple(sites), public, test, pooled, build, encoders, heads, experiment.common_start
-    )
+    encoders, common = _encoders(experiment, sites), experiment.common_start
+    return Parties(tuple(sites), models.public, test, pooled, build, encoders, heads, common)
 
 
 class _Models:
@@ -279,20 +318,6 @@ def own_tests(test: Dataset, data: Dataset) -> Dataset:
     return test.take(torch.cat(kept).sort().values)
 
 
-def scramble(data: Dataset, rng: torch.Generator) -> Dataset:
-    """The same rows without meaning: labels and every modality but the first are permuted."""
-    columns: dict[str, Column] = dict(data.columns)
-    present = dict(data.present)
-    for name in data.modalities[1:]:
-        order = torch.randperm(len(data), generator=rng)
-        mixed = data.only([name]).take(order)
-        columns[name], present[name] = mixed.columns[name], mixed.present[name]
-    labels = data.labels
-    if labels is not None:
-        labels = labels[torch.randperm(len(data), generator=rng)]
-    return replace(data, columns=columns, present=present, labels=labels)
-
-
 def _known(population: Population, rows: Dataset) -> Sequence[str]:
     for modality in population.modalities:
         if modality not in rows.columns:
@@ -360,24 +385,3 @@ def _pool(experiment: Experiment, sites: Sequence[SiteSpec]) -> Dataset | None:
     wanted = set(experiment.server.encoders) if experiment.server else set()
     full = [site.data for site in sites if wanted and wanted <= set(site.data.modalities)]
     return join(full) if full else None
-
-
-def join(parts: Sequence[Dataset]) -> Dataset:
-    """The rows of several data sets of the same columns, one after the other."""
-    first = parts[0]
-
-    def along(columns: Sequence[Column]) -> Column:
-        tensors = [column for column in columns if isinstance(column, torch.Tensor)]
-        if tensors:
-            return torch.cat(tensors)
-        return tuple(item for column in columns for item in column)
-
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Dataset(
-        columns={k: along([part.columns[k] for part in parts]) for k in first.columns},
-        present={k: torch.cat([part.present[k] for part in parts]) for k in first.present},
-        labels=torch.cat(labels) if len(labels) == len(parts) else None,
-        rows=torch.cat([part.rows for part in parts]),
-        classes=first.classes,
-        about={k: along([part.about[k] for part in parts]) for k in first.about},
-    )

@@ -119,7 +119,7 @@ class Seen:
         """Takes one more event into account."""
         kind, when = event["event"], float(event["time"])
         if kind == "sites":
-            self.sites |= {name: ("there", when) for name in event["sites"]}
+            self.sites |= dict.fromkeys(event["sites"], ("there", when))
         elif kind == "replied":
             self.sites[event["site"]] = (f"answered {event['op']}", when)
             self.errors.pop(event["site"], None)

@@ -14,9 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from motet.agent.protocol import address as socket_address
+from motet.agent.secret import SECRET
 from motet.deploy.plan import read_about
 
 TIMEOUT = 10.0
+# What an agent makes at its first start.
+STATE_SECRET = f"state/{SECRET}"
 # Flower refuses signatures that are older than some seconds; agents take older questions.
 CLOCK_SECONDS = 5.0
 SOON_DAYS = 14
@@ -80,6 +83,8 @@ def preflight(folder: Path) -> list[Check]:
     found += check_certificate(folder / place.certificate, host_of(address)[0] if hub else None)
     if not hub:
         found += check_socket(folder / "state/agent.sock")
+        if (folder / STATE_SECRET).exists():
+            found += check_secrets(folder, [STATE_SECRET])
     answers = list(check_hub(address, folder, place))
     if "listen" in about:
         port = int(about["listen"])

@@ -34,7 +34,7 @@ class Plan:
     host: str
     port: int
     days: int = 365
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=lambda: versions_here((), ""))
 
     @property
     def address(self) -> str:

@@ -367,7 +367,7 @@ def test_the_hub_knows_every_site_by_its_key(federation: Federation) -> None:
 
 @pytest.mark.slow
 def test_hub_agent_and_courier_may_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "SETTINGS", [*SETTINGS, "method.rounds=3"])
+    monkeypatch.setitem(globals(), "SETTINGS", [*SETTINGS, "method.rounds=2"])
     wanted = run(parse_experiment(recipe())).hash
     with deployed() as made:
         made.start("hub", "superlink")
@@ -380,8 +380,8 @@ def test_hub_agent_and_courier_may_be_killed(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr("motet.commands.follow.LOOK", 5.0)
         kills = iter(
             [
-                lambda: again(made, "pair-1", "supernode"),
-                lambda: again(made, "image-1", "agent"),
+                # Two at once, so that they are missed at once.
+                lambda: (again(made, "pair-1", "supernode"), again(made, "image-1", "agent")),
                 lambda: again(made, "hub", "superlink"),
             ]
         )

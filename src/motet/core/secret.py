@@ -73,6 +73,6 @@ class Concealed(torch.Generator):
         about = json.dumps([use, str(hidden.dtype), list(hidden.shape)]).encode()
         stream.update(len(about).to_bytes(8, "big") + about)
         values = hidden.detach().cpu().reshape(-1).contiguous()
-        stream.update(values.view(torch.uint8).numpy())
+        stream.update(values.view(torch.uint8).numpy().data)
         words = np.frombuffer(stream.digest(8 * count), dtype="<u8") >> 11
         return torch.from_numpy(words.astype(np.float64) * _GRAIN)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from motet.commands import apart
 from motet.commands.options import Jobs, Open, Quiet, Seed, Seeds, Settings, Target
 
 EPILOG = "Start with `motet demo`, or `motet list` and `motet run creamfl`."
@@ -352,6 +353,9 @@ def docs(
 
     for path in write_pages(out):
         typer.echo(path)
+
+
+app.add_typer(apart.app)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from motet.core.groups import frozen_to_eval, is_frozen
 from motet.core.mould import Mould
 from motet.core.optim import Optimizer, OptimizerSpec
 from motet.core.rng import generator, numpy_generator
+from motet.core.secret import Secret
 from motet.core.tree import Tree, load, weights_of
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -77,10 +78,12 @@ class Batches(Iterator[Batch]):
 class Learner:
     """One party that learns. ``key`` names the moment, so that its random draws are its own.
 
-    fitter: takes over where the party's rows are sealed.
+    fitter: takes over where the party's rows are sealed. secret: a party's own, for noise that the
+    others must not know; without one that comes from the run's seed, as all else does.
     """
 
     fitter: Fitter | None = None
+    secret: Secret | None = None
 
     def __init__(self, name: str, seed: int, build: Callable[[], nn.Module] | None) -> None:
         self.name = name
@@ -124,6 +127,12 @@ class Learner:
     def rng(self, *key: str | int) -> torch.Generator:
         """A generator of this party, moment and key alone."""
         return generator(self.seed, self.name, *self.key, *key)
+
+    def hidden_rng(self, *key: str | int) -> torch.Generator:
+        """The same as ``rng``, from the party's secret where it has one: for what protects it."""
+        if self.secret is None:
+            return self.rng(*key)
+        return self.secret.generator(self.seed, self.name, *self.key, *key)
 
     def numpy_rng(self, *key: str | int) -> np.random.Generator:
         """The same as ``rng`` for numpy."""

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
-from motet.core.batch import Column
 from motet.core.graph import GRAPH
 from motet.core.groups import frozen_names
 from motet.core.mould import Mould
@@ -21,6 +20,7 @@ from motet.data import load_data
 from motet.data.partition import Draw
 from motet.data.public import one_per_unit, split_concepts
 from motet.data.registry import options_of
+from motet.experiment.rows import join, scramble
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
 from motet.models.registry import ModelSpec, build_model
@@ -65,6 +65,11 @@ class Parties:
         )
 
 
+def site_names(experiment: Experiment) -> list[str]:
+    """The names of all sites of a recipe, in its order."""
+    return [f"{p.name}-{number + 1}" for p in experiment.populations for number in range(p.count)]
+
+
 def build_parties(experiment: Experiment) -> Parties:
     """Loads the data, shares them out and prepares every party; raises DataError, ConfigError.
 
@@ -73,18 +78,51 @@ def build_parties(experiment: Experiment) -> Parties:
     test, public, private = share_out(experiment)
     models = _Models(experiment, public)
     made = _Made(experiment, private, test, models)
-    sites, known = made.sites(), made.known()
+    pooled = _pool(experiment, made) if experiment.method.pools_private_rows else None
+    return _parties(experiment, models, made.sites(), made.known(), test, pooled)
+
+
+def hub_parties(experiment: Experiment) -> Parties:
+    """What the hub has of a run whose sites are elsewhere: everything but their rows.
+
+    Raises ConfigError for methods, and parts of a recipe, that only a simulation has.
+    """
+    name = type(experiment.method).__name__
+    if experiment.method.pools_private_rows:
+        raise ConfigError(f"{name} pools the sites' rows, which only a simulation can; motet run")
+    for part in ("attack", "clients", "faults"):
+        if getattr(experiment, part) is not None:
+            raise ConfigError(f"{part}: only a simulation has it; leave it out of this recipe")
+    test, public, private = share_out(experiment)
+    models = _Models(experiment, public)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    known: list[tuple[SiteSpec, int]] = []
+    for population in experiment.populations:
+        rows = private.only(_known(population, private)).take(nothing)
+        for number in range(population.count):
+            site = _spec(population, number, rows, None, models)
+            known.append((site, _classes(population, rows)))
+    return _parties(experiment, models, [site for site, _ in known], known, test, None)
+
+
+def _parties(
+    experiment: Experiment,
+    models: _Models,
+    sites: Sequence[SiteSpec],
+    known: Sequence[tuple[SiteSpec, int]],
+    test: Dataset,
+    pooled: Dataset | None,
+) -> Parties:
+    """known: sites with their classes, at least one for each kind of site that there is."""
     heads = {site.name: classes for site, classes in known}
     build = None
     if experiment.server is not None:
         heads["hub"] = len(test.classes) if experiment.classify else 0
         build = models.builder(experiment.server, None, heads["hub"], "hub")
-    pooled = _pool(experiment, made) if experiment.method.pools_private_rows else None
     held = {site.name: site.data.modalities for site, _ in known}
     encoders = _encoders(experiment, [site for site, _ in known])
-    return Parties(
-        sites, public, test, pooled, build, encoders, heads, experiment.common_start, held
-    )
+    common = experiment.common_start
+    return Parties(sites, models.public, test, pooled, build, encoders, heads, common, held)
 
 
 class _Made:
@@ -99,7 +137,7 @@ class _Made:
         populations = experiment.populations
         self.drawn = {p.name: p for p in populations if p.missing is None and _draws(p)}
         counts = {p.name: p.count for p in populations}
-        self.names = Names(counts) if self.drawn else sorted_of(counts)
+        self.names = Names(counts) if self.drawn else sorted(site_names(experiment))
         attack = experiment.attack
         self._liars = (
             frozenset() if attack is None else attack.attackers(self.names, experiment.seed)
@@ -157,11 +195,6 @@ class _Made:
 
 def _draws(population: Population) -> bool:
     return isinstance(population.partition, Draw)
-
-
-def sorted_of(counts: Mapping[str, int]) -> list[str]:
-    """The names of sites of such numbers, sorted."""
-    return sorted(f"{name}-{i + 1}" for name, count in counts.items() for i in range(count))
 
 
 class _Models:
@@ -394,20 +427,6 @@ def own_tests(test: Dataset, data: Dataset) -> Dataset:
     return test.take(torch.cat(kept).sort().values)
 
 
-def scramble(data: Dataset, rng: torch.Generator) -> Dataset:
-    """The same rows without meaning: labels and every modality but the first are permuted."""
-    columns: dict[str, Column] = dict(data.columns)
-    present = dict(data.present)
-    for name in data.modalities[1:]:
-        order = torch.randperm(len(data), generator=rng)
-        mixed = data.only([name]).take(order)
-        columns[name], present[name] = mixed.columns[name], mixed.present[name]
-    labels = data.labels
-    if labels is not None:
-        labels = labels[torch.randperm(len(data), generator=rng)]
-    return replace(data, columns=columns, present=present, labels=labels)
-
-
 def _known(population: Population, rows: Dataset) -> Sequence[str]:
     for modality in population.modalities:
         if modality not in rows.columns:
@@ -476,24 +495,3 @@ def _pool(experiment: Experiment, made: _Made) -> Dataset | None:
     parts = [*(site.data for site in made.ready), *made.rows.values()]
     full = [data for data in parts if wanted and wanted <= set(data.modalities)]
     return join(full) if full else None
-
-
-def join(parts: Sequence[Dataset]) -> Dataset:
-    """The rows of several data sets of the same columns, one after the other."""
-    first = parts[0]
-
-    def along(columns: Sequence[Column]) -> Column:
-        tensors = [column for column in columns if isinstance(column, torch.Tensor)]
-        if tensors:
-            return torch.cat(tensors)
-        return tuple(item for column in columns for item in column)
-
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Dataset(
-        columns={k: along([part.columns[k] for part in parts]) for k in first.columns},
-        present={k: torch.cat([part.present[k] for part in parts]) for k in first.present},
-        labels=torch.cat(labels) if len(labels) == len(parts) else None,
-        rows=torch.cat([part.rows for part in parts]),
-        classes=first.classes,
-        about={k: along([part.about[k] for part in parts]) for k in first.about},
-    )

@@ -191,7 +191,7 @@ class Line:
     def _say(self, what: str) -> None:
         if what != self.trouble:
             self.trouble = what
-            self._tell(self.site, what or "is there again")
+            self._tell(self.site, what)
 
 
 def _short(error: Exception) -> str:

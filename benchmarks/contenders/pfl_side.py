@@ -17,32 +17,26 @@ from pfl.data.pytorch import PyTorchTensorDataset
 from pfl.hyperparam import NNTrainHyperParams
 from pfl.metrics import Metrics, Weighted
 from pfl.model.pytorch import PyTorchModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.contenders.gate import Gate, arguments
 from benchmarks.works import Plan, Work, network
 
 
-class Network(nn.Module):
-    """The network with the loss and the metrics that pfl asks for."""
+def with_loss(model: Any) -> Any:
+    """The network itself with the loss and the metrics that pfl asks for: no layer around it."""
 
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x), y)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Inputs -> logits."""
-        return self.inner(x)
-
-    def loss(self, x: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy."""
-        return F.cross_entropy(self(x), y)
-
-    def metrics(self, x: Tensor, y: Tensor) -> dict[str, Any]:
-        """The loss; asked for in the first round alone, which is not counted."""
+    def metrics(x: Tensor, y: Tensor) -> dict[str, Any]:
+        # Asked for in the first round alone, which is not counted.
         with torch.no_grad():
-            return {"loss": Weighted(float(self.loss(x, y)) * len(y), len(y))}
+            return {"loss": Weighted(float(loss(x, y)) * len(y), len(y))}
+
+    model.loss, model.metrics = loss, metrics
+    return model
 
 
 def users(work: Work, plan: Plan) -> FederatedDataset:
@@ -70,7 +64,7 @@ class AtGate(TrainingProcessCallback):
         self, aggregate_metrics: Any, model: Any, *, central_iteration: int
     ) -> tuple[bool, Any]:
         """Tells what the round took, and waits for the next."""
-        self.gate.finish(model.pytorch_model.inner.state_dict)
+        self.gate.finish(model.pytorch_model.state_dict)
         self.gate.begin()
         return False, Metrics()
 
@@ -81,7 +75,7 @@ def main() -> None:
     work, plan, options = arguments()
     logging.disable()
     torch.set_num_threads(options.threads)
-    inner = Network(network(work, plan.weights)).train()
+    inner = with_loss(network(work, plan.weights).train())
     # The hub takes the mean of the models: a step of 1 along the mean difference.
     central = torch.optim.SGD(inner.parameters(), lr=1.0)
     model = PyTorchModel(inner, torch.optim.SGD, central)

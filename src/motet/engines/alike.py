@@ -46,6 +46,8 @@ class Structure:
     def __init__(self, model: nn.Module) -> None:
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
+        # What the key names by its identity.
+        self.held: list[Any] = []
         self._seen: set[int] = set()
         found: list[Hashable] = []
         self._add(model, "", found)
@@ -57,7 +59,9 @@ class Structure:
         found.append((prefix, type(module), module.training))
         if len(attributes) > MEMBERS:
             found += [
-                (name, _constant(value)) for name, value in attributes.items() if name not in COMMON
+                (name, _constant(value, self.held))
+                for name, value in attributes.items()
+                if name not in COMMON
             ]
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -79,7 +83,10 @@ class Structure:
             raise Unlike("its model has a tensor in two places")
         self._seen.add(id(value))
         form = (value.shape, value.dtype, value.device)
-        return (*form, id(value)) if shared else form
+        if not shared:
+            return form
+        self.held.append(value)
+        return (*form, id(value))
 
 
 def _check(module: nn.Module, attributes: Mapping[str, Any]) -> None:
@@ -95,7 +102,7 @@ def _check(module: nn.Module, attributes: Mapping[str, Any]) -> None:
             raise Unlike("its model has hooks")
 
 
-def _constant(value: Any) -> Hashable:
+def _constant(value: Any, held: list[Any]) -> Hashable:
     """A value by what it is where that is plain, and else by which object it is."""
     if isinstance(value, float):
         # 0.0 and -0.0 are equal, and not the same.
@@ -103,9 +110,10 @@ def _constant(value: Any) -> Hashable:
     if isinstance(value, PLAIN):
         return type(value), value
     if type(value) in (list, tuple):
-        return type(value), tuple(_constant(item) for item in value)
+        return type(value), tuple(_constant(item, held) for item in value)
     if type(value) is dict:
-        return dict, tuple((key, _constant(item)) for key, item in value.items())
+        return dict, tuple((key, _constant(item, held)) for key, item in value.items())
+    held.append(value)
     return "object", id(value)
 
 
@@ -146,7 +154,7 @@ def parted(value: Any, model: nn.Module) -> Part:
             lambda tensors: dict(zip(names, parts.make(tensors), strict=True)),
         )
     if isinstance(value, PLAIN):
-        return Part(_constant(value), (), lambda tensors: value)
+        return Part(_constant(value, []), (), lambda tensors: value)
     return Part((type(value), id(value)), (), lambda tensors: value)
 
 
@@ -165,7 +173,8 @@ def _function(function: FunctionType, model: nn.Module) -> Part:
         raise Unlike(f"{function.__name__} changes variables around it")
     cells = function.__closure__ or ()
     if not (cells or function.__defaults__ or function.__kwdefaults__):
-        return Part(("function", id(function)), (), lambda tensors: function)
+        key = ("function", id(code), id(function.__globals__))
+        return Part(key, (), lambda tensors: function)
     try:
         contents = tuple(cell.cell_contents for cell in cells)
     except ValueError:

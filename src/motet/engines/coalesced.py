@@ -19,15 +19,16 @@ from motet.core.learner import TAKE_STEPS, Adjust, Batches, Learner, Loss, take_
 from motet.core.messages import Reply, Request
 from motet.core.optim import Optimizer
 from motet.core.rng import Kept
+from motet.engines.fits import Fit, groups, obstacle
 from motet.engines.serial import Serial
-from motet.engines.stacked import CHUNK_BYTES, Fit, Tapes, fit_together, groups, obstacle
+from motet.engines.stacked import CHUNK_BYTES, Tapes, fit_together
 from motet.engines.tape import Tape, Unlike
 
 # Sites whose functions are under way at a time: each holds what it has received and made.
 WAVE = 256
-# Where several sites are faster in one loop than one by one: see ``worth_it``.
-FEWEST = 4
-MOST_PRODUCTS = 20_000_000
+# Multiplications of one site's step up to which several in one were measured to be faster: twice
+# to four times at a million, a fifth at this number.
+MOST_PRODUCTS = 64_000_000
 
 
 class Coalesced(Serial):
@@ -113,20 +114,14 @@ class Coalesced(Serial):
         if len(fits) < 2:
             self._tell(request, "serial", 1, "no other site fits the same model in the same way")
             return None
-        why = self.enough(fits)
-        found = None
-        if not why:
-            try:
-                found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
-            except Unlike as reason:
-                why = self.tapes.alone[form] = str(reason)
+        found, why = None, ""
+        try:
+            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
+        except Unlike as reason:
+            why = self.tapes.alone[form] = str(reason)
         figures = self.tapes.figures.get(form, {})
         self._tell(request, "serial" if why else "coalesced", len(fits), why, figures)
         return found
-
-    def enough(self, fits: Sequence[Fit]) -> str:
-        """Why so many are too few to be taken together; empty where they are enough."""
-        return ""
 
     def take_steps(
         self,
@@ -175,10 +170,6 @@ class Auto(Coalesced):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tapes = Tapes(worth_it)
-
-    def enough(self, fits: Sequence[Fit]) -> str:
-        """Why so many are too few to be taken together; empty where they are enough."""
-        return f"fewer than {FEWEST} sites fit at a time" if len(fits) < FEWEST else ""
 
 
 def worth_it(tape: Tape, sites: int) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +11,8 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from motet.core.batch import Batch, Dataset
-from motet.core.graph import GRAPH
-from motet.core.learner import Adjust, Batches, Learner, Loss
-from motet.core.optim import Optimizer
-from motet.engines.alike import Structure, parted
-from motet.engines.rules import Rule, rule_of
+from motet.core.batch import Batch
+from motet.engines.fits import Fit, alone, close
 from motet.engines.tape import Product, Tape, Unlike, record
 
 # Of a chunk's parameters, their gradients and their moments: what stays in a processor's cache
@@ -26,70 +20,15 @@ from motet.engines.tape import Product, Tape, Unlike, record
 CHUNK_BYTES = 2**25
 # Of the batches that are gathered at a time.
 GATHERED_BYTES = 2**26
-TAPES = 256
+# How many kinds of fits are remembered.
+FORMS = 64
 NO_LABEL = -100
-# Relative differences of loss and gradients that another order of additions may make.
-CLOSE = 1e-5
-ROUNDING = 1e-7
-
-
-class Fit:
-    """One site's fit, ready to be put together with others; raises Unlike where that cannot be.
-
-    key: equal for fits that are the same computation on other tensors.
-    """
-
-    def __init__(
-        self,
-        learner: Learner,
-        loss: Loss,
-        batches: Batches,
-        optimizer: Optimizer,
-        adjust: Adjust | None,
-    ) -> None:
-        self.learner, self.loss, self.adjust, self.optimizer = learner, loss, adjust, optimizer
-        model = learner.model
-        self.parts = [parted(loss, model), *([] if adjust is None else [parted(adjust, model)])]
-        self.tensors = [tensor for part in self.parts for tensor in part.tensors]
-        self.model = Structure(model)
-        self.rule: Rule = rule_of(optimizer, self.model.parameters.values())
-        form = (self.model.key, tuple(part.key for part in self.parts), self.rule.form)
-        # The last reason to refuse: from here on the batches are used up.
-        self.data, self.positions = batches.plan()
-        self.form: Hashable = (*form, _rows(self.data))
-        self.key: Hashable = (self.form, self.rule.options)
-        self.sizes = [len(index) for index in self.positions]
-
-    def batches(self) -> Iterator[Batch]:
-        """Its batches, to be gone through one by one."""
-        return (self.data.batch(index) for index in self.positions)
-
-
-def _rows(data: Dataset) -> Hashable:
-    """The form of a data set's rows; what speaks against stacking them is told by ``obstacle``."""
-    columns = tuple(
-        (name, value.dtype, value.shape[1:], value.device) if isinstance(value, Tensor) else name
-        for name, value in data.columns.items()
-    )
-    labels = None if data.labels is None else (data.labels.dtype, data.labels.shape[1:])
-    return columns, labels
-
-
-def obstacle(fit: Fit) -> str:
-    """Why the rows of a fit cannot be stacked; empty where they can."""
-    if GRAPH in fit.data.columns:
-        return "its rows are nodes of a graph"
-    if not all(isinstance(column, Tensor) for column in fit.data.columns.values()):
-        return "its rows are not tensors"
-    if not all(bool(mask.all()) for mask in fit.data.present.values()):
-        return "some of its rows lack a modality"
-    return "" if any(fit.sizes) else "it takes no step"
 
 
 class Tapes:
     """The steps that were recorded, which of them were checked, and which fits stay alone.
 
-    worth: whether so many sites gain by a step, and why not.
+    worth: why so many sites gain nothing by a step that is stacked; "" where they do.
     """
 
     def __init__(self, worth: Callable[[Tape, int], str] | None = None) -> None:
@@ -97,16 +36,22 @@ class Tapes:
         self.alone: dict[Hashable, str] = {}
         self.figures: dict[Hashable, dict[str, int]] = {}
         self.checked: set[Hashable] = set()
-        self._tapes: OrderedDict[Hashable, tuple[Tape, Any]] = OrderedDict()
+        self._tapes: dict[Hashable, Tape] = {}
+        self._held: dict[Hashable, Any] = {}
 
-    def get(self, key: Hashable, make: Callable[[], Tape], keep: Any) -> Tape:
-        """The tape of this key; ``keep`` is what must live as long as the identities in it."""
+    def hold(self, fit: Fit) -> None:
+        """Keeps alive what a form goes by the identity of, so that nothing else may take it."""
+        if fit.form not in self._held:
+            if len(self._held) >= FORMS:
+                for kept in (self.alone, self.figures, self.checked, self._tapes, self._held):
+                    kept.clear()
+            self._held[fit.form] = (fit.parts, fit.model.held)
+
+    def get(self, key: Hashable, make: Callable[[], Tape]) -> Tape:
+        """The tape of this key, made if it is not there."""
         if key not in self._tapes:
-            self._tapes[key] = (make(), keep)
-            if len(self._tapes) > TAPES:
-                self._tapes.popitem(last=False)
-        self._tapes.move_to_end(key)
-        return self._tapes[key][0]
+            self._tapes[key] = make()
+        return self._tapes[key]
 
 
 def fit_together(
@@ -117,6 +62,7 @@ def fit_together(
     Raises Unlike when it cannot be done, or does not give what single steps give; all models are
     then as they were.
     """
+    tapes.hold(fits[0])
     most = max(1, chunk_bytes // max(_bytes(fits[0]), 1))
     parts = -(-len(fits) // most)
     size = -(-len(fits) // parts)
@@ -261,7 +207,7 @@ class _Chunk:
         inputs = [*own, *captured, *batch]
         form = (self.fits[0].form, tuple(self.shared), padded)
         key = (form, high - low, batch[-1].shape[-1])
-        tape = self.tapes.get(key, lambda: self._record(inputs, padded), self.fits[0].parts)
+        tape = self.tapes.get(key, lambda: self._record(inputs, padded))
         self._consider(tape, high - low)
         if form in self.tapes.checked:
             losses, *gradients = tape(inputs)
@@ -395,7 +341,7 @@ class _Chunk:
         )
         for number, (value, right) in enumerate(zip(found, wanted, strict=True)):
             spread = scale**0.5 if 1 <= number <= count else 1.0
-            if not _close(value, right, spread):
+            if not close(value, right, spread):
                 raise Unlike("a stacked step gave something else than a single one")
         return losses, gradients
 
@@ -411,54 +357,9 @@ class _Chunk:
             self.rule.unstack([fit.optimizer for fit in self.fits])
 
 
-def alone(
-    fit: Fit, values: Sequence[Tensor], names: Sequence[str], buffers: Sequence[str], step: int
-) -> list[Tensor | None]:
-    """Loss, gradients and buffers of one step of a fit from these parameters and buffers.
-
-    On a copy of its model; torch's default generators are left as they are.
-    """
-    model = copy.deepcopy(fit.learner.model)
-    held = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.random.fork_rng():
-        for name, value in zip((*names, *buffers), values, strict=True):
-            held[name].detach().copy_(value)
-        batch = fit.data.batch(fit.positions[step])
-        with torch.enable_grad():
-            loss = fit.loss(model, batch)
-            loss.backward()
-            if fit.adjust is not None:
-                fit.adjust(model, batch)
-    return [
-        loss.detach(),
-        *[held[name].grad for name in names],
-        *[held[name].detach() for name in buffers],
-    ]
-
-
-def _close(found: Tensor | None, wanted: Tensor | None, scale: float) -> bool:
-    if found is None or wanted is None:
-        return found is wanted
-    if not wanted.is_floating_point():
-        return torch.equal(found, wanted)
-    if not bool(torch.isfinite(wanted).all()):
-        # What has become of a site whose loss is not finite, the fit itself will tell.
-        return not bool(torch.isfinite(found).all())
-    size = float(torch.linalg.vector_norm(wanted))
-    return float(torch.linalg.vector_norm(found - wanted)) <= CLOSE * size + ROUNDING * scale
-
-
 def _multiplied(value: Any) -> Any:
     return torch.bmm(value.left, value.right) if isinstance(value, Product) else value
 
 
 def _stacks(columns: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     return [torch.stack([value.detach() for value in same]) for same in zip(*columns, strict=True)]
-
-
-def groups(fits: Iterable[Fit]) -> list[list[Fit]]:
-    """Fits with equal keys together, in the order of the first of each."""
-    found: dict[Hashable, list[Fit]] = {}
-    for fit in fits:
-        found.setdefault(fit.key, []).append(fit)
-    return list(found.values())

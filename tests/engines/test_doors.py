@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections import Counter
 from collections.abc import Iterable
@@ -66,7 +65,7 @@ def test_few_live_sites_give_the_results_of_all(live: int) -> None:
 
 @pytest.mark.parametrize("stop", [5, 17, 29])
 def test_a_killed_run_with_few_live_sites_goes_on(tmp_path: Path, stop: int) -> None:
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     wanted = federation(Phases())
@@ -76,12 +75,12 @@ def test_a_killed_run_with_few_live_sites_goes_on(tmp_path: Path, stop: int) -> 
     def listen(event: dict[str, object]) -> None:
         seen["events"] += 1
         if seen["events"] == stop:
-            raise Stop
+            raise StopError
 
     fed = federation(Phases(), folder=tmp_path, listener=listen)
     assert isinstance(fed.engine, Serial)
     fed.engine._doors._live = 1
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fed.start()
     fed.events.close()
     again = federation(Phases(), folder=tmp_path)
@@ -209,7 +208,6 @@ class Watched(Serial):
         reply = super().recv(timeout)
         if reply is not None and reply.value is not None:
             self.alive.add(reply.value["weights"]["layer.weight"])
-        gc.collect()
         self.most = max(self.most, len(self.alive))
         return reply
 

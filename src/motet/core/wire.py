@@ -6,6 +6,7 @@ No pickle: whoever decodes a frame runs no code of whoever wrote it.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -78,21 +79,15 @@ def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
 
 def _split(tree: Tree) -> tuple[list[Tensor], bytes]:
     """The tensors in order, and the rest as JSON with a numbered mark in place of each."""
-    for _ in leaves(tree):
-        pass
-    tensors: list[Tensor] = []
-
-    def mark(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            tensors.append(value)
-            return {"": len(tensors) - 1}
-        if isinstance(value, dict):
-            return {key: mark(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [mark(item) for item in value]
-        return value
-
-    text = json.dumps(mark(tree), separators=(",", ":"), ensure_ascii=False)
+    tensors = [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
+    # JSON asks about what it does not know, and it meets the tensors in the leaves' order.
+    number = itertools.count()
+    text = json.dumps(
+        tree,
+        default=lambda _: {"": next(number)},
+        separators=(",", ":"),
+        ensure_ascii=False,
+    )
     try:
         return tensors, text.encode()
     except UnicodeEncodeError:

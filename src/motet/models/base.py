@@ -137,7 +137,8 @@ def _prepared(data: Dataset, name: str, encoder: Encoder) -> Tensor:
     if key not in data.cache:
         # The column is kept beside it, so that no other one can take over its id.
         data.cache[key] = (column, encoder.prepare(column))
-    return data.cache[key][1]
+    prepared: Tensor = data.cache[key][1]
+    return prepared
 
 
 def _mean_of_present(raw: Mapping[str, Tensor], batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from motet.core.graph import GRAPH
+from motet.core.prepared import Prepared
 
 Column: TypeAlias = Tensor | tuple[str, ...]
 
@@ -34,7 +35,8 @@ class Dataset:
         metrics.
     cache: what encoders made of columns, (id of column, encoder's key) -> (column, prepared). Data
         sets that share columns share it, selections take their rows of it, and it goes with the
-        last of them.
+        last of them. What was not used for longest goes when all data sets hold too much.
+    ready: modality -> key of the encoder that has prepared its column.
     """
 
     columns: Mapping[str, Column]
@@ -43,7 +45,8 @@ class Dataset:
     present: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     about: Mapping[str, Column] = field(default_factory=dict)
-    cache: dict[tuple[int, str], tuple[Column, Tensor]] = field(default_factory=dict, repr=False)
+    cache: Prepared = field(default_factory=Prepared, repr=False)
+    ready: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.columns.items()}
@@ -91,16 +94,15 @@ class Dataset:
         values = found.tolist() if isinstance(found, Tensor) else found
         return self.take([position for position, item in enumerate(values) if item == value])
 
-    def _picked_cache(
-        self, columns: Mapping[str, Column], at: Tensor
-    ) -> dict[tuple[int, str], tuple[Column, Tensor]]:
+    def _picked_cache(self, columns: Mapping[str, Column], at: Tensor) -> Prepared:
         # A frozen trunk must not run again on a subset of rows that it has seen.
         names = {id(column): name for name, column in self.columns.items()}
-        return {
-            (id(columns[names[number]]), key): (columns[names[number]], prepared[at])
-            for (number, key), (_, prepared) in self.cache.items()
-            if number in names
-        }
+        picked = Prepared()
+        for (number, key), (_, prepared) in list(self.cache.items()):
+            if number in names:
+                column = columns[names[number]]
+                picked[id(column), key] = (column, prepared[at])
+        return picked
 
     def positions(self, rows: Tensor) -> Tensor:
         """Where these row ids (int64 [m], all of them in this data set) stand: int64 [m]."""

@@ -27,6 +27,8 @@ LABELS = "labels"
 BARS = " ▁▂▃▄▅▆▇█"
 # A histogram of more values than these has no room in a terminal.
 MOST_BARS = 40
+# Sites of a large population are not all counted.
+MOST_SITES = 1000
 # More names than these would overlap in a picture.
 MOST_NAMES = 120
 FORMATS = (".png", ".svg")
@@ -48,13 +50,15 @@ def preview_of(parties: Parties, title: str = "", about: str | None = None) -> P
 
     counts of a site: "rows", "modalities", "present" (modality -> rows that have it), "labels"
     (rows per name, in their order) and "model". Public and test set have the same but a model;
-    "public" is None without one. "about" is "" and "labels" empty for data without labels.
+    "public" is None without one; of a large population "sites" has the first. "about" is "" and
+    "labels" empty for data without labels.
     Raises ConfigError for a column that is not there.
     """
     shared = {"test": parties.test}
     if parties.public is not None:
         shared["public"] = parties.public
-    everyone = {**{site.name: site.data for site in parties.sites}, **shared}
+    listed = parties.sites[:MOST_SITES]
+    everyone = {**{site.name: site.data for site in listed}, **shared}
     column = LABELS if about is None else about
     if about is None and any(data.labels is None for data in everyone.values()):
         column = ""
@@ -62,7 +66,7 @@ def preview_of(parties: Parties, title: str = "", about: str | None = None) -> P
     names = _names(parties.test, column, values)
     sites = {
         site.name: {**_counts(site.data, values[site.name], names), "model": site.model}
-        for site in parties.sites
+        for site in listed
     }
     told = {name: _counts(data, values[name], names) for name, data in shared.items()}
     return {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from motet.core import Dataset, Tree
 from motet.core.batch import Column
+from motet.core.prepared import Prepared
 
 
 def pack(sets: Sequence[Dataset]) -> Tree:
@@ -34,7 +35,7 @@ def unpack(tree: Tree) -> list[Dataset]:
     parts: list[Column] = [
         part if isinstance(part, Tensor) else tuple(part) for part in tree["parts"]
     ]
-    caches: dict[int, Any] = {}
+    caches: dict[int, Prepared] = {}
 
     def columns(numbers: Iterable[Sequence[Any]]) -> dict[str, Any]:
         return {name: parts[number] for name, number in numbers}
@@ -47,7 +48,7 @@ def unpack(tree: Tree) -> list[Dataset]:
             present=columns(one["present"]),
             classes=tuple(one["classes"]),
             about=columns(one["about"]),
-            cache=caches.setdefault(one["cache"], {}),
+            cache=caches.setdefault(one["cache"], Prepared()),
         )
         for one in tree["sets"]
     ]

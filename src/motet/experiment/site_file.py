@@ -20,6 +20,7 @@ from motet.agent.protocol import recipe_digest
 from motet.agent.secret import own_secret
 from motet.agent.server import Server, alone, listen
 from motet.core import ConfigError, DataError, Dataset, SiteSpec
+from motet.core.prepared import Prepared
 from motet.core.rng import generator
 from motet.core.site import Door, Site
 from motet.core.store import Shelf
@@ -223,7 +224,7 @@ def own_rows(site: SiteFile, data: OwnData, experiment: Experiment) -> Dataset:
         columns[modality], present[modality] = found.columns[column], found.present[column]
     if not len(found):
         raise DataError(f"site {site.name} has no rows: {data.name} with {data.where} gives none")
-    return replace(found, columns=columns, present=present, cache={})
+    return replace(found, columns=columns, present=present, cache=Prepared())
 
 
 def like_classes(rows: Dataset, classes: tuple[str, ...], site: str) -> Dataset:

@@ -14,7 +14,9 @@ from motet.agent.host import Host
 from motet.agent.memory import Memory
 from motet.agent.protocol import recipe_digest
 from motet.core import SiteSpec, wire
+from motet.core.errors import ConfigError
 from motet.core.guard import Protection
+from motet.core.roster import Drawn
 from motet.core.site import Door, Site
 from motet.core.store import Shelf
 from motet.core.validate import row_order
@@ -27,6 +29,8 @@ from motet.methods.registry import METHODS
 
 TARGET = "motet.experiment.worker:hosts_of"
 # The first is what torch imports when an optimiser is made, which takes seconds.
+# Sites that draw their rows and go to other processes with them.
+MOST_SHIPPED = 10_000
 PRELOAD = (
     "torch._dynamo",
     "motet.data.emoji",
@@ -41,6 +45,11 @@ def processes(experiment: Experiment, parties: Parties, folder: Path | None) -> 
 
     folder: where sites keep their checkpoints; None for a run in memory.
     """
+    if isinstance(parties.sites, Drawn) and len(parties.sites) > MOST_SHIPPED:
+        raise ConfigError(
+            f"engine.name: processes ships every site's rows, and {len(parties.sites):,} sites are "
+            f"more than {MOST_SHIPPED:,}; write serial"
+        )
     rows = row_order(parties.public)
     plain = experiment.plain()
     return Processes(

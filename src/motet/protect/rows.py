@@ -17,6 +17,7 @@ from motet.core.groups import BATCH_NORMS, is_frozen
 from motet.core.guard import SPENT, Passage
 from motet.core.learner import Adjust, Learner, Loss
 from motet.core.optim import Optimizer
+from motet.core.prepared import Prepared
 from motet.core.secret import Concealed
 from motet.core.tree import Tree
 from motet.nn.private import noise_size, noised
@@ -85,7 +86,7 @@ class Sealed(Dataset):
         _refuse()
 
     @property
-    def cache(self) -> dict[tuple[int, str], tuple[Column, Tensor]]:
+    def cache(self) -> Prepared:
         """Sealed."""
         _refuse()
 

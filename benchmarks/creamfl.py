@@ -11,7 +11,8 @@ weights, over the same rows in the same order:
 - bare: the models' forward and backward passes and optimiser steps on batches that are ready, and
   the encoding of public and test rows. Aggregation, metrics and all else are not timed.
 
-After every round the numbers of steps and rows must be equal and the results close, or nothing is
+After every round each party's number of steps must be equal, and the servers' embeddings and recall
+the same but for rounding (which other rows, or another order, would not leave so), or nothing is
 reported. Times are processor time of one thread; the first round, which prepares inputs, is left
 out. Peak memory is that of a process that runs one contender alone.
 """
@@ -168,11 +169,8 @@ class Race:
             theirs = other.evaluate(other.server)
             spent, wrong = self.seconds[name][-1], abs(theirs - rsum)
             own = self.seconds["motet"][-1]
-            print(
-                f"round {fed.round}: {name} {spent:.2f} s, Motet {own:.2f} s; rsum {theirs:.2f} and {rsum:.2f}, ",
-                end="",
-            )
-            print(f"embeddings differ by {gap:.1e}")
+            print(f"round {fed.round}: {name} {spent:.2f} s, Motet {own:.2f} s; ", end="")
+            print(f"rsum {theirs:.2f} and {rsum:.2f}, embeddings differ by {gap:.1e}")
             if gap > CLOSE or wrong > CLOSE_RSUM:
                 raise SystemExit(f"{name} came to other results than Motet: not the same work")
 

@@ -1,6 +1,6 @@
 """A CreamFL round against a straightforward implementation and the passes that it cannot avoid.
 
-    python benchmarks/creamfl.py [--rounds 6] [--recipe recipes/creamfl-emoji.yaml]
+    python -m benchmarks.creamfl [--rounds 6] [--recipe recipes/creamfl-emoji.yaml]
 
 The demo's sites on emoji. Four contenders take turns round by round in one process, from the same
 weights, over the same rows in the same order:
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import motet
-import straightforward as plain
+from benchmarks import straightforward as plain
 from motet.core import Dataset
 from motet.core.events import Event, Events
 from motet.core.rng import generator
@@ -81,8 +81,8 @@ def main() -> None:
 
 def alone(name: str, recipe: Path) -> int:
     """Peak memory, in MB, of a process that runs one round of one contender."""
-    words = [sys.executable, __file__, "--rounds", "1", "--recipe", str(recipe), "--alone", name]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    words = ["-m", "benchmarks.creamfl", "--rounds", "1", "--recipe", str(recipe), "--alone", name]
+    done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
 
 

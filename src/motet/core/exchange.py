@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.folding import By, Folding
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
+from motet.core.memory import Freed
 from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind, timed
 from motet.core.middleware import unpack_all
 from motet.core.replies import Origin, Replies, plain_mean
@@ -72,6 +73,7 @@ class Exchange:
         self._opened: dict[str, Any] = {}
         self.averaged = dict(averaged or {})
         self._folding: Folding | None = None
+        self._freed = Freed()
         # Site -> whether its answer is beyond doubt; without those that are to be refused.
         self._fit: dict[str, bool] = {}
         middleware, takes = fed.protection.middleware, self.operation.takes
@@ -288,6 +290,7 @@ class Exchange:
             if self._folding is not None:
                 self._judge(reply.site, value)
                 self._folding.go_on(self.values, self.failed, self._fit)
+                self._freed.add(reply.up)
 
     def _judge(self, site: str, value: Tree) -> None:
         """Notes whether an answer may be used, as far as it alone can tell."""

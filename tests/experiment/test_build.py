@@ -8,7 +8,8 @@ from tests.methods import tiny
 
 from motet.core import ConfigError, DataError
 from motet.experiment import build
-from motet.experiment.build import build_parties, join, scramble
+from motet.experiment.build import build_parties
+from motet.experiment.rows import join, scramble
 from motet.experiment.spec import parse_experiment
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 
 # Bytes that may be freed before the C library is asked for them.
-ENOUGH = 2**28
+ENOUGH = 2**27
 
 
 class Freed:

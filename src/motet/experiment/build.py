@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
-from motet.core.batch import Column
+from motet.core import ConfigError, Dataset, Facts, SiteSpec, wire
 from motet.core.graph import GRAPH
 from motet.core.groups import frozen_names
 from motet.core.mould import Mould
 from motet.core.rng import generator, numpy_generator, seeded
-from motet.core.roster import Drawn, Names, number_in
+from motet.core.roster import Drawn, Names, number_in, numbered
 from motet.data import load_data
 from motet.data.partition import Draw
 from motet.data.public import one_per_unit, split_concepts
 from motet.data.registry import options_of
+from motet.experiment import rows as choose
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
 from motet.models.registry import ModelSpec, build_model
@@ -97,13 +97,13 @@ class _Made:
         self._test = test
         self._models = models
         populations = experiment.populations
-        self.drawn = {p.name: p for p in populations if p.missing is None and _draws(p)}
+        self.drawn = {
+            p.name: p for p in populations if p.missing is None and isinstance(p.partition, Draw)
+        }
         counts = {p.name: p.count for p in populations}
-        self.names = Names(counts) if self.drawn else sorted_of(counts)
-        attack = experiment.attack
-        self._liars = (
-            frozenset() if attack is None else attack.attackers(self.names, experiment.seed)
-        )
+        self.names = Names(counts) if self.drawn else sorted(numbered(counts))
+        attack, seed = experiment.attack, experiment.seed
+        self._liars = frozenset() if attack is None else attack.attackers(self.names, seed)
         self._ready: dict[str, SiteSpec] = {}
         self._classes: dict[str, int] = {}
         self._draw: dict[str, Callable[[int], Dataset]] = {}
@@ -148,20 +148,11 @@ class _Made:
         return self._site(self.drawn[head], place, self._draw[head](place))
 
     def _site(self, population: Population, number: int, data: Dataset) -> SiteSpec:
-        experiment = self._experiment
-        site = _site(experiment, population, number, data, self._test, self._models)
+        made = self._experiment
+        site = _site(made, population, number, data, self._test, self._models)
         # What they are tested on, and how many rows they have, attackers do not change.
-        turned = poisoned(experiment.attack, site.data, site.name, self._liars, experiment.seed)
+        turned = poisoned(made.attack, site.data, site.name, self._liars, made.seed)
         return replace(site, data=turned)
-
-
-def _draws(population: Population) -> bool:
-    return isinstance(population.partition, Draw)
-
-
-def sorted_of(counts: Mapping[str, int]) -> list[str]:
-    """The names of sites of such numbers, sorted."""
-    return sorted(f"{name}-{i + 1}" for name, count in counts.items() for i in range(count))
 
 
 class _Models:
@@ -229,7 +220,7 @@ def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]
         for name in sizes:
             parts[name] = one_per_unit(parts[name], unit, draw)
     if GRAPH in rows.columns:
-        parts |= in_graph(rows, parts)
+        parts |= choose.in_graph(rows, parts)
     return parts["test"], parts.get("public"), parts["private"]
 
 
@@ -240,24 +231,9 @@ def _options(experiment: Experiment) -> dict[str, Any]:
     return {"seed": experiment.seed, **options} if drawn else options
 
 
-def in_graph(rows: Dataset, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Test and private nodes where they stand: the graph without public nodes, others' labels -100.
-
-    Nodes of no part stay in it too, without a label.
-    """
-    public = parts["public"].rows if "public" in parts else rows.rows[:0]
-    kept = rows.take((~torch.isin(rows.rows, public)).nonzero().flatten())
-    if kept.labels is None:
-        raise DataError("this graph's nodes have no labels, so that none can be tested on")
-    return {
-        name: replace(kept, labels=kept.labels.where(torch.isin(kept.rows, parts[name].rows), -100))
-        for name in ("test", "private")
-    }
-
-
 def _rows(experiment: Experiment, population: Population, private: Dataset) -> Dataset:
     """The rows that the sites of a population have, all together."""
-    rows = _where(private, population).only(_known(population, private))
+    rows = choose.where_wanted(private, population).only(_known(population, private))
     if population.rows == "one" and experiment.data.unit:
         rng = numpy_generator(experiment.seed, "data", population.name, "one")
         rows = one_per_unit(rows, experiment.data.unit, rng)
@@ -304,14 +280,14 @@ def _site(
 ) -> SiteSpec:
     seed, name = experiment.seed, f"{population.name}-{number + 1}"
     if experiment.data.scrambled:
-        data = scramble(data, generator(seed, "data", name, "scramble"))
+        data = choose.scramble(data, generator(seed, "data", name, "scramble"))
     if population.shift_labels and data.labels is not None:
         shifted = (data.labels + population.shift_labels) % len(data.classes)
         data = replace(data, labels=shifted.where(data.labels >= 0, -100))
     if GRAPH in data.columns:
-        test = _tests_in_graph(name, test, data)
+        test = choose.tests_in_graph(name, test, data)
     elif population.tests == "own":
-        test = own_tests(_where(test, population), data)
+        test = choose.own_tests(choose.where_wanted(test, population), data)
     return _spec(population, number, data, test.only(data.modalities), models)
 
 
@@ -354,13 +330,6 @@ def find_site(experiment: Experiment, name: str) -> tuple[Population, int]:
     raise ConfigError(f"the recipe has no site {name!r}; it has {known}")
 
 
-def _tests_in_graph(site: str, test: Dataset, data: Dataset) -> Dataset:
-    """The site's own nodes, labelled where they are test nodes."""
-    if data.labels is not None and not bool((data.labels >= 0).any()):
-        raise DataError(f"site {site} has no labelled node to train on; raise data.private")
-    return test.take(test.positions(data.rows))
-
-
 def _classes(population: Population, data: Dataset) -> int:
     """How many classes the models of a population tell apart; 0 without a head."""
     alone = len(population.modalities) == 1
@@ -373,41 +342,6 @@ def _classes(population: Population, data: Dataset) -> int:
     return len(data.classes) if head else 0
 
 
-def own_tests(test: Dataset, data: Dataset) -> Dataset:
-    """As many test rows as there are in the proportions of the site's labels; all without labels.
-
-    The first rows of each class, in the test set's order, so that sites share what they can.
-    """
-    if test.labels is None or data.labels is None:
-        return test
-    count = len(data.classes)
-    own = torch.bincount(data.labels[data.labels >= 0], minlength=count).double()
-    there = torch.bincount(test.labels[test.labels >= 0], minlength=count).double()
-    share = own / own.sum()
-    held = share > 0
-    size = float((there[held] / share[held]).min())
-    wanted = torch.where(held, (share * size).round().clamp(min=1), 0.0).minimum(there)
-    kept = [
-        (test.labels == label).nonzero().flatten()[: int(number)]
-        for label, number in enumerate(wanted.tolist())
-    ]
-    return test.take(torch.cat(kept).sort().values)
-
-
-def scramble(data: Dataset, rng: torch.Generator) -> Dataset:
-    """The same rows without meaning: labels and every modality but the first are permuted."""
-    columns: dict[str, Column] = dict(data.columns)
-    present = dict(data.present)
-    for name in data.modalities[1:]:
-        order = torch.randperm(len(data), generator=rng)
-        mixed = data.only([name]).take(order)
-        columns[name], present[name] = mixed.columns[name], mixed.present[name]
-    labels = data.labels
-    if labels is not None:
-        labels = labels[torch.randperm(len(data), generator=rng)]
-    return replace(data, columns=columns, present=present, labels=labels)
-
-
 def _known(population: Population, rows: Dataset) -> Sequence[str]:
     for modality in population.modalities:
         if modality not in rows.columns:
@@ -416,26 +350,6 @@ def _known(population: Population, rows: Dataset) -> Sequence[str]:
                 f"have {list(rows.modalities)}"
             )
     return population.modalities
-
-
-def _where(rows: Dataset, population: Population) -> Dataset:
-    """The rows whose columns have the wanted values."""
-    keep = torch.ones(len(rows), dtype=torch.bool)
-    for name, wanted in population.where.items():
-        column = rows.about.get(name)
-        if column is None:
-            raise ConfigError(
-                f"population {population.name}: where names {name!r}, and the data have "
-                f"{sorted(rows.about)}"
-            )
-        values = {wanted} if isinstance(wanted, str) else set(wanted)
-        found = [
-            str(item) for item in (column.tolist() if isinstance(column, torch.Tensor) else column)
-        ]
-        keep &= torch.tensor([item in values for item in found])
-    if not bool(keep.any()):
-        raise DataError(f"population {population.name}: no private row has {population.where}")
-    return rows if bool(keep.all()) else rows.take(keep.nonzero().flatten())
 
 
 def _label(spec: ModelSpec, modalities: Sequence[str]) -> str:
@@ -475,25 +389,4 @@ def _pool(experiment: Experiment, made: _Made) -> Dataset | None:
     wanted = set(experiment.server.encoders) if experiment.server else set()
     parts = [*(site.data for site in made.ready), *made.rows.values()]
     full = [data for data in parts if wanted and wanted <= set(data.modalities)]
-    return join(full) if full else None
-
-
-def join(parts: Sequence[Dataset]) -> Dataset:
-    """The rows of several data sets of the same columns, one after the other."""
-    first = parts[0]
-
-    def along(columns: Sequence[Column]) -> Column:
-        tensors = [column for column in columns if isinstance(column, torch.Tensor)]
-        if tensors:
-            return torch.cat(tensors)
-        return tuple(item for column in columns for item in column)
-
-    labels = [part.labels for part in parts if part.labels is not None]
-    return Dataset(
-        columns={k: along([part.columns[k] for part in parts]) for k in first.columns},
-        present={k: torch.cat([part.present[k] for part in parts]) for k in first.present},
-        labels=torch.cat(labels) if len(labels) == len(parts) else None,
-        rows=torch.cat([part.rows for part in parts]),
-        classes=first.classes,
-        about={k: along([part.about[k] for part in parts]) for k in first.about},
-    )
+    return choose.join(full) if full else None

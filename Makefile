@@ -6,7 +6,7 @@ SHELL := bash
 PYTHON ?= python3.11
 JOBS ?= 2
 TORCH ?= 2.13.0
-FOR_TESTS := [dev,graph,hf,peft,pretrained,privacy,secure,text,vision]
+FOR_TESTS := [dev,flower,graph,hf,nvflare,peft,pretrained,privacy,secure,text,vision]
 FOR_DOCS := [docs]
 FOR_CLAIMS := [graph,peft,privacy,secure,vision]
 EVERYTHING := [dev,docs,text,pretrained,hf,vision,graph,peft,privacy,secure,flower,nvflare,console]
@@ -24,7 +24,7 @@ install = echo "Installing $(1) into $(VENV) (some minutes at most) ..."; \
 	$(PIP) install --constraint constraints.txt --editable ".$(2)"; \
 	echo "Installed in $$SECONDS s."
 
-.PHONY: help demo test lint format claims report docs install versions clean pins
+.PHONY: help demo test lint format claims report docs bench install versions clean pins
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ docs: $(DOCS) ## build the documentation into site/
 	@$(BIN)/motet docs
 	@DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+bench: $(DEV) ## Motet against other frameworks, side by side; WORK=mlp for one, QUICK=1 to try
+	@$(BIN)/python -m benchmarks.run $(if $(WORK),--work $(WORK)) $(if $(QUICK),--quick,--out docs)
+
 install: $(DEV) ## everything that the other targets need, without running them
 
 versions: $(DEV) ## what is installed
@@ -61,7 +64,7 @@ versions: $(DEV) ## what is installed
 	@$(BIN)/python -m pip --disable-pip-version-check list --format freeze
 
 clean: ## remove the environment, caches and built files; runs stay
-	rm -rf $(VENV) build dist site docs/methods docs/data.md docs/models.md .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-bench build dist site docs/methods docs/data.md docs/models.md .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Every stamp stands for an environment that also has what the base needs.

@@ -27,7 +27,8 @@ MAX_LINES = 400
 # place here: imports go down this list, never up.
 MAY_IMPORT: dict[str, set[str]] = {"core": set()}
 MAY_IMPORT |= {name: {"core"} for name in ("agent", "nn", "protect", "data", "evaluate")}
-MAY_IMPORT["engines"] = {"agent", "core"}
+MAY_IMPORT["deploy"] = {"agent", "core"}
+MAY_IMPORT["engines"] = {"agent", "core", "deploy"}
 MAY_IMPORT["models"] = {"core", "data", "nn"}
 MAY_IMPORT["protect"] = {"core", "nn"}
 MAY_IMPORT["methods"] = set(MAY_IMPORT)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from motet.commands import apart
 from motet.commands.options import Jobs, Open, Quiet, Seed, Seeds, Settings, Target
 
 EPILOG = "Start with `motet demo`, or `motet list` and `motet run creamfl`."
@@ -22,7 +23,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # Importing the errors alone would load torch, also for `motet --help`.
+            # What never imported the errors did not raise one of them.
             errors = sys.modules.get("motet.core.errors")
             if errors is None or not isinstance(error, errors.MotetError):
                 raise
@@ -352,6 +353,9 @@ def docs(
 
     for path in write_pages(out):
         typer.echo(path)
+
+
+app.add_typer(apart.app)
 
 
 def main() -> None:

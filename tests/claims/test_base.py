@@ -9,6 +9,7 @@ import pytest
 
 from motet.claims import base, claim_named, list_claims
 from motet.claims.base import Claim, Expectation, markdown, run_claim, with_fairness
+from motet.claims.registry import claim_title
 from motet.core import ConfigError
 from motet.experiment.compare import Arm, Comparison
 from motet.methods.registry import METHODS
@@ -103,6 +104,7 @@ def test_the_page_shows_what_does_not_hold(tmp_path: Path) -> None:
 def test_every_registered_claim_is_whole() -> None:
     for name in list_claims():
         found = claim_named(name)
+        assert found.title == claim_title(name)
         arms = {arm.name for arm in found.arms()}
         assert found.reference in arms
         assert len(found.seeds) >= 3

@@ -18,7 +18,8 @@ from motet.agent.client import Client
 from motet.agent.journal import read_journal
 from motet.agent.messages import ask, call
 from motet.agent.protocol import recipe_digest
-from motet.commands.site import ago, serve_site, show_status, socket_of, status_of
+from motet.commands.site import serve_site
+from motet.commands.status import ago, show_status, socket_of, status_of
 from motet.core import ConfigError, Request, SiteError, Tree
 from motet.experiment import build
 

@@ -33,6 +33,7 @@ from motet.core import ConfigError, Kind, Request, SiteError, wire
 from motet.core.events import Event
 from motet.core.messages import Reply
 from motet.core.method import Operation
+from motet.core.tree import weights_of
 from motet.engines.serial import Serial
 from motet.experiment.runner import METRICS, Result, metrics_csv, run
 from motet.methods.registry import METHODS
@@ -130,6 +131,26 @@ def test_the_order_of_the_sites_changes_nothing(
     turned = try_out(case)
     ordered = [sorted(map(json.dumps, told(result))) for result in (turned, plain(case))]
     assert ordered[0] == ordered[1]
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_one_loop_for_several_sites_gives_nearly_the_same(case: Case) -> None:
+    together = try_out(case, "engine.name=coalesced")
+    assert of_kind(together, "failed") == []
+    one = plain(case)
+    assert [event["event"] for event in told(together) if event["event"] != "fits"] == [
+        event["event"] for event in told(one)
+    ]
+    for found, wanted in zip(of_kind(together, "metric"), of_kind(one, "metric"), strict=True):
+        assert (found["party"], found["point"]) == (wanted["party"], wanted["point"])
+        for name, (value, n) in wanted["metrics"].items():
+            # A row between two classes may fall to the other side.
+            assert found["metrics"][name][0] == pytest.approx(value, abs=100 / n, rel=1e-4)
+    if one.model is not None and together.model is not None:
+        weights = weights_of(together.model)
+        for name, value in weights_of(one.model).items():
+            spread = float((weights[name] - value).double().norm())
+            assert spread <= 1e-5 * float(value.double().norm()), name
 
 
 @pytest.mark.parametrize("engine", ["serial", "int8"])

@@ -40,7 +40,7 @@ from motet.core import (
     read_events,
     wire,
 )
-from motet.core.store import HubStore, Position
+from motet.core.store import HubStore, Position, Shelf
 from motet.core.tree import weights_of
 
 METHODS: dict[str, Method] = {"averaging": Averaging(), "phases": Phases()}
@@ -355,6 +355,91 @@ def test_a_late_answer_is_not_taken_for_a_save(tmp_path: Path) -> None:
     late: list[Reply] = []
     fed = federation(Phases(), folder=tmp_path / "run", wrap=Late)
     fails(fed, StoreError, "site eve: the disk is full")
+
+
+class Counting(Method):
+    """Sites count the rounds that they were asked in, in their state and in their model."""
+
+    rounds: int = 4
+
+    def run(self, fed: Federation) -> None:
+        for _ in fed.rounds(self.rounds):
+            replies = fed.all.ask(self.count, quorum=0)
+            fed.state[f"round {fed.round}"] = {site: dict(replies[site]) for site in replies}
+
+    @at_site(keeps="model")
+    def count(self, site: Site) -> Tree:
+        site.state = {"rounds": site.state.get("rounds", 0) + 1}
+        return {"rounds": site.state["rounds"]}
+
+
+class Away(Wrapper):
+    """Ada cannot be reached in some rounds, for anything."""
+
+    def __init__(self, engine: Any, *, rounds: tuple[int, ...], restoring: int = 0) -> None:
+        super().__init__(engine)
+        self.rounds = rounds
+        self.restoring = restoring
+        self.lost: list[Reply] = []
+
+    def send(self, requests: Any) -> None:
+        for request in requests:
+            gone = request.site == "ada" and request.round in self.rounds
+            if request.site == "ada" and request.op == "@restore" and self.restoring:
+                self.restoring -= 1
+                gone = True
+            if gone:
+                self.lost.append(Reply("ada", request.tag, error="not reached", lost=True))
+            else:
+                self.inner.send([request])
+
+    def recv(self, timeout: float | None = None) -> Reply | None:
+        return self.lost.pop() if self.lost else super().recv(timeout)
+
+
+def test_a_site_that_is_away_at_a_checkpoint_is_saved_at_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fed = federation(Counting(), folder=folder, wrap=lambda engine: Away(engine, rounds=(1, 2)))
+    fed.start()
+    fed.events.close()
+    assert [fed.state[f"round {number}"].get("ada") for number in range(4)] == [
+        {"rounds": 1}, None, None, {"rounds": 2},
+    ]  # fmt: skip
+    events = read_events(folder / "events.jsonl")
+    told = [(e["round"], e["op"]) for e in events if e["event"] == "failed"]
+    # Round 1 begins with a checkpoint, at which it is away already.
+    assert told == [(1, "@save"), (1, "count"), (2, "@save"), (2, "count")]
+    assert Shelf(folder / "sites" / "ada").load(99)["state"] == {"rounds": 2}  # type: ignore[index]
+
+
+def test_a_site_that_is_away_at_a_resume_goes_back_before_it_is_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    whole = finish(federation(Counting(), folder=tmp_path / "whole"))
+    seen: list[int] = []
+
+    def die(event: Any) -> None:
+        seen.append(event["event"] == "round")
+        if sum(seen) == 3:
+            raise KeyboardInterrupt
+
+    fed = federation(Counting(), folder=folder, listener=die)
+    with pytest.raises(KeyboardInterrupt):
+        fed.start()
+    fed.events.close()
+    # Away once, it goes back when it is asked; for longer, it is not asked before it did.
+    fed = federation(Counting(), folder=folder, wrap=lambda e: Away(e, rounds=(), restoring=1))
+    assert finish(fed) == whole
+
+
+def test_a_site_that_did_not_go_back_is_not_asked(tmp_path: Path) -> None:
+    fed = federation(
+        Counting(), folder=tmp_path / "run", wrap=lambda e: Away(e, rounds=(), restoring=3)
+    )
+    fed.start()
+    fed.events.close()
+    assert [fed.state[f"round {number}"].get("ada") for number in range(4)] == [
+        None, None, {"rounds": 1}, {"rounds": 2},
+    ]  # fmt: skip
 
 
 def test_without_its_checkpoint_a_run_does_not_pretend(tmp_path: Path) -> None:

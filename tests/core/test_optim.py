@@ -109,3 +109,55 @@ def test_gradients_of_an_earlier_step_do_not_add_up() -> None:
     for _ in range(3):
         optimizer.step(model(torch.ones(1, 2)).sum())
     assert model.bias.item() == -3
+
+
+def deep() -> nn.Module:
+    """Tied weights, a frozen layer, two dtypes, buffers, and a layer that no loss reaches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[2].weight = model[0].weight
+    model[3].requires_grad_(False)
+    model.wide = nn.Linear(4, 2).double()
+    model.unused = nn.Parameter(torch.ones(3))
+    return model
+
+
+def loss_of(model: Any, x: torch.Tensor, part: bool) -> torch.Tensor:
+    found = model[3](model[2](model[1](model[0](x))))
+    return found.square().mean() + (0 if part else model.wide(found.double()).sum())
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_brisk_step_is_torchs_own_to_the_bit(
+    momentum: float, decay: float, clip: float | None
+) -> None:
+    ours, theirs = deep(), deep()
+    optimizer = Optimizer(ours, SGD(0.1, momentum, decay), clip)
+    trained = [value for value in theirs.parameters() if value.requires_grad]
+    reference = torch.optim.SGD(trained, lr=0.1, momentum=momentum, weight_decay=decay)
+    for step in range(5):
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+        # In the first step one layer has no gradient, and so no momentum yet.
+        optimizer.step(loss_of(ours, x, part=step == 0))
+        reference.zero_grad()
+        loss_of(theirs, x, part=step == 0).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(trained, clip)
+        reference.step()
+        for name, value in ours.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+        found, wanted = optimizer.inner.state_dict(), reference.state_dict()
+        assert found["state"].keys() == wanted["state"].keys()
+        for number, state in wanted["state"].items():
+            assert torch.equal(found["state"][number]["momentum_buffer"], state["momentum_buffer"])
+    assert not torch.equal(ours[0].weight, deep()[0].weight)
+    assert torch.equal(ours.unused, torch.ones(3))
+
+
+def test_nothing_to_descend_is_no_step() -> None:
+    model = line()
+    optimizer = Optimizer(model, SGD(0.1, momentum=0.9))
+    optimizer.step(torch.zeros((), requires_grad=True))
+    assert values(model) == [1, 1, 1]

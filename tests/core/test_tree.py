@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from motet.core import WireError
-from motet.core.tree import clone, leaves, load, map_tensors, mean, weights_of
+from motet.core import WireError, wire
+from motet.core.tree import clone, leaves, load, map_tensors, mean, separate, weights_of
 
 
 def test_leaves_come_in_order_with_their_paths() -> None:
@@ -138,3 +140,85 @@ def test_weights_that_do_not_fit_are_refused(change: dict[str, Any]) -> None:
     given = {name: value for name, value in weights.items() if value is not None}
     with pytest.raises(WireError, match=f"weights do not fit.*{next(iter(change))}"):
         load(nn.Linear(3, 2), given)
+
+
+def large(shape: tuple[int, ...] = (200, 100)) -> Tensor:
+    return torch.arange(float(math.prod(shape))).view(shape)
+
+
+@pytest.mark.parametrize("writes", ["copy", "original", "view of the original", "parameter"])
+def test_neither_side_of_a_separate_copy_sees_what_the_other_writes(writes: str) -> None:
+    original, wanted = nn.Parameter(large()), large()
+    view = original.detach()[1:]
+    copied = separate({"x": original, "few": wanted[:2, :2], "name": ["a"]})
+    assert torch._C._is_cow_tensor(copied["x"])
+    assert not copied["x"].requires_grad
+    {
+        "copy": copied["x"],
+        "original": original.detach(),
+        "view of the original": view,
+        "parameter": original.data,
+    }[writes].mul_(2)
+    told = copied["x"], original.detach()
+    changed, kept = told if writes == "copy" else told[::-1]
+    assert torch.equal(kept, wanted)
+    assert not torch.equal(changed, wanted)
+    copied["few"].zero_()
+    assert torch.equal(wanted, large())
+
+
+def strange() -> dict[str, Tensor]:
+    """Tensors whose memory is shared with something else, or in another order."""
+    return {
+        "a part": large()[1:],
+        "turned": large().T,
+        "repeated": torch.ones(1).expand(9000),
+        "numpy's": torch.from_numpy(np.ones(9000)),
+        "read from a frame": wire.decode(wire.encode({"x": large()}))["x"],
+        "small": torch.ones(3),
+        "none": torch.empty(0, 5),
+        "numbers": torch.arange(9000),
+    }
+
+
+@pytest.mark.parametrize("name", strange())
+def test_every_tensor_can_be_copied_separately(name: str) -> None:
+    original = strange()[name]
+    copied = separate(original)
+    assert copied.is_contiguous()
+    assert copied.dtype == original.dtype
+    copied.add_(1)
+    assert torch.equal(original, strange()[name])
+    assert torch.equal(copied, strange()[name] + 1)
+    # No more of the original's memory is held than its own part.
+    assert copied.untyped_storage().nbytes() == copied.nbytes
+
+
+def test_separate_copies_of_copies_stand_alone() -> None:
+    first = large()
+    second = separate(first)
+    third = separate(second)
+    second.zero_()
+    first.neg_()
+    assert torch.equal(third, large())
+
+
+def test_loading_copies_in_place_and_keeps_ties() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).double())
+    tied = nn.Linear(3, 3)
+    tied.weight = model[0].weight  # type: ignore[union-attr, assignment]
+    model.append(tied)
+    twin = copy.deepcopy(model)
+    before = {name: value.data_ptr() for name, value in model.state_dict().items()}
+    given = weights_of(model)
+    given = {n: v + 1 if v.is_floating_point() else v for n, v in given.items()}
+    load(model, {name: value.double() for name, value in given.items()})
+    assert {name: value.data_ptr() for name, value in model.state_dict().items()} == before
+    assert all(torch.equal(value, given[name]) for name, value in model.state_dict().items())
+    assert torch.equal(twin[3].weight, twin[0].weight)
+    assert not torch.equal(twin[0].weight, model[0].weight)
+    # A parameter that was put in another's place is the one that is read and written.
+    model[2].weight = nn.Parameter(torch.zeros(3, 3))
+    load(model, {"2.weight": torch.ones(3, 3)}, partial=True)
+    assert model[2].weight.tolist() == [[1] * 3] * 3
+    assert weights_of(model)["2.weight"].dtype == torch.float32

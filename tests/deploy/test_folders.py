@@ -6,6 +6,7 @@ import datetime
 import json
 import platform
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
@@ -32,12 +33,14 @@ from motet.commands.deploy import check_names, split_host
 from motet.core.errors import ConfigError
 from motet.deploy import preflight as checks
 from motet.deploy.keys import new_authority, new_site_key, pem_of_public, write_private
-from motet.deploy.preflight import preflight
+from motet.deploy.plan import Plan, versions_here
+from motet.deploy.preflight import PLACES, preflight
 from motet.deploy.templates import Service, compose, dockerfile, script, unit
 
 SITES = ("image-1", "text-1")
 HOST = "hub.example.org"
 VERSIONS = {"python": platform.python_version(), "torch": "0.0.1"}
+SITE = PLACES["flower", "site"]
 
 
 def test_a_certificate_names_its_hosts_and_is_signed_by_its_authority() -> None:
@@ -162,7 +165,7 @@ def test_sites_are_those_of_the_recipe() -> None:
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("flwr", reason="flwr is not installed: pip install 'motet[flower]'")
-    from motet.engines.flower.deploy import Plan, write_flower
+    from motet.engines.flower.deploy import write_flower
 
     out = tmp_path_factory.mktemp("f") / "out"
     write_flower(Plan(SITES, "method: creamfl\n", "127.0.0.1", 18999, 100, VERSIONS), out)
@@ -214,10 +217,10 @@ def test_the_app_names_functions_of_motets_and_holds_nothing_else(folders: Path)
 
 
 def test_folders_are_not_overwritten(folders: Path) -> None:
-    from motet.engines.flower.deploy import Plan, write_flower
+    from motet.engines.flower.deploy import write_flower
 
     with pytest.raises(ConfigError, match="exists, and is not overwritten"):
-        write_flower(Plan(SITES, "", "127.0.0.1"), folders)
+        write_flower(Plan(SITES, "", "127.0.0.1", 1), folders)
 
 
 def wrong(folder: Path) -> dict[str, str]:
@@ -295,7 +298,7 @@ def test_clocks_are_compared_with_the_hubs(folders: Path, late: float, fine: boo
     with hub_whose_clock_is(late, folders) as port:
         found = {
             check.name: check
-            for check in checks.check_hub(f"127.0.0.1:{port}", folders / "hub/tls/ca.crt", "site")
+            for check in checks.check_hub(f"127.0.0.1:{port}", folders / "image-1", SITE)
         }
     assert found["hub"].fine
     assert found["clock"].fine is fine
@@ -304,10 +307,9 @@ def test_clocks_are_compared_with_the_hubs(folders: Path, late: float, fine: boo
 
 
 def test_a_hub_of_another_deployment_is_told_apart(folders: Path, tmp_path: Path) -> None:
-    other = tmp_path / "ca.crt"
-    other.write_bytes(new_authority("x", 2).pem)
+    (tmp_path / "ca.crt").write_bytes(new_authority("x", 2).pem)
     with hub_whose_clock_is(0, folders) as port:
-        (found,) = checks.check_hub(f"127.0.0.1:{port}", other, "site")
+        (found,) = checks.check_hub(f"127.0.0.1:{port}", tmp_path, SITE)
     assert not found.fine
     assert "not the deployment's" in found.text
 
@@ -315,9 +317,88 @@ def test_a_hub_of_another_deployment_is_told_apart(folders: Path, tmp_path: Path
 def test_what_was_decided_is_written_down(folders: Path) -> None:
     about = json.loads((folders / "image-1/deployment.json").read_text())
     assert about == {
+        "courier": "flower",
         "role": "site",
         "name": "image-1",
         "address": "127.0.0.1:18999",
         "listen": 9094,
         "versions": VERSIONS,
     }
+
+
+def test_versions_are_without_how_they_were_built() -> None:
+    found = versions_here(["torch", "motet"], "flower")
+    assert found["python"] == platform.python_version()
+    assert "+" not in found["torch"]
+    with pytest.raises(ConfigError, match=r"no-such is not installed: pip install 'motet\[x\]'"):
+        versions_here(["no-such"], "x")
+
+
+def test_a_port_of_the_hub_that_somebody_else_has_is_found(folders: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 18999))
+        other.listen()
+        found = {check.name: check.text for check in checks.check_port(18999, False)}
+    assert "another process" in found["port 18999"]
+
+
+@pytest.fixture(scope="module")
+def nvflare_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("nvflare", reason="nvflare is not installed: pip install 'motet[nvflare]'")
+    from motet.engines.nvflare.deploy import write_nvflare
+
+    out = tmp_path_factory.mktemp("n") / "out"
+    write_nvflare(Plan(SITES, "method: creamfl\n", "localhost", 18998, 100, VERSIONS), out)
+    return out
+
+
+def test_nvflares_folders_are_checked_like_flowers(nvflare_folders: Path, tmp_path: Path) -> None:
+    found = wrong(nvflare_folders / "image-1")
+    assert set(found) == {"torch", "hub"}
+    assert "localhost:18998 is not reached" in found["hub"]
+    checked = {check.name: check for check in preflight(nvflare_folders / "hub")}
+    assert {name for name, check in checked.items() if not check.fine} == {"torch"}
+    assert "./start-server.sh" in checked["hub"].text
+    assert {"nvflare/startup/server.key", "admin/startup/client.key", "port 18998"} <= set(checked)
+    assert "localhost" in checked["hub's names"].text
+    other = tmp_path / "text-1"
+    shutil.copytree(nvflare_folders / "text-1", other)
+    (other / "nvflare/startup/client.key").chmod(0o644)
+    (other / "nvflare/startup/client.crt").write_text("nothing")
+    assert {"nvflare/startup/client.key", "client.crt"} <= set(wrong(other))
+
+
+@pytest.mark.parametrize("kit", [True, False], ids=["its own", "another deployment's"])
+def test_nvflares_hub_wants_a_certificate_too(
+    nvflare_folders: Path, tmp_path: Path, kit: bool
+) -> None:
+    place = PLACES["nvflare", "site"]
+    startup = nvflare_folders / "hub/nvflare/startup"
+    server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(startup / "server.crt", startup / "server.key")
+    context.load_verify_locations(startup / "rootCA.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda request, address: None  # type: ignore[method-assign]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    folder = nvflare_folders / "text-1" if kit else stranger(tmp_path, nvflare_folders)
+    try:
+        (found,) = checks.check_hub(f"localhost:{server.server_port}", folder, place)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert found.fine is kit
+
+
+def stranger(folder: Path, real: Path) -> Path:
+    """A folder that trusts the real hub, and has certificates of another deployment."""
+    from motet.engines.nvflare.deploy import write_nvflare
+
+    write_nvflare(Plan(("text-1",), "", "localhost", 18998), folder / "out")
+    own = folder / "out/text-1"
+    authority = "nvflare/startup/rootCA.pem"
+    shutil.copyfile(real / "text-1" / authority, own / authority)
+    return own

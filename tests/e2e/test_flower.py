@@ -32,8 +32,9 @@ from motet.agent.client import exchange
 from motet.agent.journal import read_journal
 from motet.agent.messages import ask
 from motet.agent.protocol import recipe_digest
-from motet.commands.deploy import deploy_flower
-from motet.commands.hub import Follower, follow, public_keys, read_hub, site_names
+from motet.commands.deploy import deploy
+from motet.commands.follow import Follower, follow
+from motet.commands.hub import public_keys, read_hub
 from motet.core import wire
 from motet.core.events import read_events
 from motet.core.messages import Request
@@ -43,6 +44,7 @@ from motet.engines.flower import records
 from motet.engines.flower.control import Control
 from motet.engines.flower.deploy import home
 from motet.engines.flower.shim import answer
+from motet.experiment.build import site_names
 from motet.experiment.runner import run
 from motet.experiment.spec import Experiment, parse_experiment, with_settings
 
@@ -167,7 +169,7 @@ def deployed() -> Iterator[Federation]:
     experiment = parse_experiment(recipe())
     source = folder / "given.yaml"
     source.write_text(yaml.safe_dump(experiment.plain()), encoding="utf-8")
-    deploy_flower(str(source), SITES, f"127.0.0.1:{port}", folder / "f")
+    deploy("flower", str(source), f"127.0.0.1:{port}", folder / "f", sites=SITES)
     made = Federation(folder / "f", port, experiment)
     for site in SITES:
         script = made.folder / site / "start-supernode.sh"
@@ -206,7 +208,7 @@ def finished(federation: Federation) -> dict[str, Any]:
     control = register_and_start(federation)
     config = federation.folder / "hub/hub.yaml"
     begin = time.monotonic()
-    follow(control, read_hub(config), config)
+    follow(control, read_hub(config).folder, config)
     events = read_events(federation.folder / "hub/run/events.jsonl")
     return {**events[-1], "seconds": time.monotonic() - begin, "events": events}
 
@@ -365,7 +367,7 @@ def test_the_hub_knows_every_site_by_its_key(federation: Federation) -> None:
 
 @pytest.mark.slow
 def test_hub_agent_and_courier_may_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "SETTINGS", [*SETTINGS, "method.rounds=3"])
+    monkeypatch.setitem(globals(), "SETTINGS", [*SETTINGS, "method.rounds=2"])
     wanted = run(parse_experiment(recipe())).hash
     with deployed() as made:
         made.start("hub", "superlink")
@@ -375,11 +377,11 @@ def test_hub_agent_and_courier_may_be_killed(monkeypatch: pytest.MonkeyPatch) ->
         control = register_and_start(made)
         config = made.folder / "hub/hub.yaml"
         spec = read_hub(config)
-        monkeypatch.setattr("motet.commands.hub.LOOK", 5.0)
+        monkeypatch.setattr("motet.commands.follow.LOOK", 5.0)
         kills = iter(
             [
-                lambda: again(made, "pair-1", "supernode"),
-                lambda: again(made, "image-1", "agent"),
+                # Two at once, so that they are missed at once.
+                lambda: (again(made, "pair-1", "supernode"), again(made, "image-1", "agent")),
                 lambda: again(made, "hub", "superlink"),
             ]
         )
@@ -390,8 +392,8 @@ def test_hub_agent_and_courier_may_be_killed(monkeypatch: pytest.MonkeyPatch) ->
                 if event["event"] == "round":
                     next(kills, lambda: None)()
 
-        monkeypatch.setattr("motet.commands.hub.Follower", Killing)
-        follow(control, spec, config)
+        monkeypatch.setattr("motet.commands.follow.Follower", Killing)
+        follow(control, spec.folder, config)
         events = [
             json.loads(line)
             for line in (spec.folder / "events.jsonl").read_text("utf-8").splitlines()

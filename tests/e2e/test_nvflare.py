@@ -29,14 +29,18 @@ from tests.conformance.tiny import parties
 from tests.e2e.nvflarehub import DEAD, PROBES, SITES, wanted
 
 from motet.agent.journal import read_journal
-from motet.commands import hub
-from motet.commands.nvflare import Hub, hub_nvflare, versions_here
+from motet.commands import follow
+from motet.commands.deploy import deploy
+from motet.commands.hub import hub
+from motet.commands.nvflare import Hub
 from motet.core import Engine, Reply, Request
 from motet.core.events import read_events
+from motet.deploy.plan import Plan
 from motet.engines.nvflare.collab import Recipe
 from motet.engines.nvflare.control import Control, quiet
-from motet.engines.nvflare.deploy import Plan, write_nvflare
+from motet.engines.nvflare.deploy import write_nvflare
 from motet.engines.nvflare.names import AT_HUB, AT_SITE, JOB, SOCKET
+from motet.experiment.build import site_names
 from motet.experiment.runner import run
 from motet.experiment.spec import Experiment, parse_experiment, with_settings
 
@@ -53,13 +57,6 @@ SETTINGS = [
     "data.public=24",
     "data.private=60",
 ]
-
-
-AGENT = """
-from pathlib import Path
-from motet.commands.site import serve_site
-serve_site(Path("site.yaml"))
-"""
 
 
 def until(done: Callable[[], Any], what: str, pause: float = 0.1) -> Any:
@@ -215,15 +212,10 @@ class Federation:
 
     def start(self, party: str, service: str) -> None:
         place = self.folder / party
-        command: list[Any] = [place / f"start-{service}.sh"]
-        if service == "agent":
-            # As `motet site` does; Flower's tests go by the script.
-            command = [sys.executable, "-c", AGENT]
         environment = {**os.environ, "MOTET_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
         with (place / f"{service}.log").open("ab") as log:
             self.running[f"{party} {service}"] = subprocess.Popen(
-                command,
-                cwd=place,
+                [place / f"start-{service}.sh"],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -295,10 +287,10 @@ def recipe() -> dict[str, Any]:
 def federation() -> Iterator[Federation]:
     folder = Path(tempfile.mkdtemp(prefix="motet-"))
     experiment = parse_experiment(recipe())
-    text = yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
+    (folder / "given.yaml").write_text(yaml.safe_dump(experiment.plain()), encoding="utf-8")
     port = free_port()
-    names = tuple(hub.site_names(experiment))
-    write_nvflare(Plan(names, text, "localhost", port, versions=versions_here()), folder)
+    names = site_names(experiment)
+    deploy("nvflare", str(folder / "given.yaml"), f"localhost:{port}", folder, sites=names)
     found = Federation(folder, port, experiment)
     try:
         found.start("hub", "server")
@@ -325,7 +317,7 @@ class Following:
 
     def _run(self) -> None:
         try:
-            hub_nvflare(self.config)
+            hub(self.config)
         except BaseException as error:
             self.error = error
 
@@ -337,7 +329,7 @@ class Following:
 def test_a_run_whose_processes_are_killed_ends_in_the_bits_of_the_reference(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "LOOK", 1.0)
+    monkeypatch.setattr(follow, "LOOK", 1.0)
     until(lambda: _listens(federation.port), "the server listens")
     for site in SITES:
         until(

@@ -408,7 +408,8 @@ def test_an_agent_that_breaks_off_is_told(short: Path) -> None:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("nvflare", reason="nvflare is not installed: pip install 'motet[nvflare]'")
-    from motet.engines.nvflare.deploy import Plan, write_nvflare
+    from motet.deploy.plan import Plan
+    from motet.engines.nvflare.deploy import write_nvflare
 
     folder = tmp_path_factory.mktemp("deploy")
     plan = Plan(("image-1", "text-1"), "method: fedavg\n", "hub.org", 8002, days=30)
@@ -481,9 +482,10 @@ def test_sites_find_hub_and_agent(written: Path) -> None:
 
 
 def test_a_folder_is_not_written_over(written: Path) -> None:
-    from motet.engines.nvflare.deploy import Plan, write_nvflare
+    from motet.deploy.plan import Plan
+    from motet.engines.nvflare.deploy import write_nvflare
 
-    plan = Plan(("text-1",), "", "hub.org")
+    plan = Plan(("text-1",), "", "hub.org", 8002)
     with pytest.raises(ConfigError, match="exists, and is not overwritten"):
         write_nvflare(plan, written)
     with pytest.raises(ConfigError, match="host name or an IPv4 address"):

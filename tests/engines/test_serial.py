@@ -149,3 +149,29 @@ def test_sites_keep_their_states_in_folders_of_their_own(tmp_path: Path) -> None
     fed.start()
     fed.events.close()
     assert sorted(path.name for path in (tmp_path / "sites").iterdir()) == list(NAMES)
+
+
+def test_every_question_has_a_size_of_its_own(engine: Serial) -> None:
+    """Though that of a payload which several sites share is worked out once."""
+    ada, bob = "ada", list(engine.sites())[-1]
+    shared: dict[str, Any] = {"weights": None}
+    asked = [
+        Request(ada, "evaluate", "1", 0, shared),
+        Request(bob, "evaluate", "1", 0, shared),
+        Request(ada, "evaluate", "1", 0, shared, {"weights": None}),
+        Request(ada, "evaluate", "100", 0, shared),
+        Request(bob, "evaluate", "100", 0, {}),
+        Request(ada, "evaluate", "100", 0, {}),
+    ]
+    engine.send(asked)
+    for request in asked:
+        reply = engine.recv()
+        assert reply is not None
+        message = {
+            "op": request.op,
+            "tag": request.tag,
+            "round": request.round,
+            "shared": request.shared,
+            "own": request.own,
+        }
+        assert reply.down == len(wire.encode(message))

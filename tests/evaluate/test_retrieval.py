@@ -174,3 +174,11 @@ def test_the_share_of_a_category_is_that_of_a_loop() -> None:
 def test_a_small_gallery_is_taken_whole() -> None:
     assert category_share(unit(4), unit(4), torch.tensor([0, 0, 1, 1])) == 50
     assert category_share(unit(4), unit(4), torch.tensor([3, 3, 3, 3])) == 100
+
+
+def test_one_product_or_two_give_the_same_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = unit(40, 4), unit(60, 4, 1)
+    ids = {"image_ids": torch.arange(40), "text_ids": torch.arange(60) % 40}
+    whole = retrieval_metrics(image, text, **ids)
+    monkeypatch.setattr("motet.evaluate.retrieval.WHOLE", 0)
+    assert retrieval_metrics(image, text, **ids) == whole

@@ -11,13 +11,14 @@ from tests.methods import tiny
 from torch import Tensor
 from torch.nn import functional as F
 
-from motet.core import ConfigError, Facts, Replies
+from motet.core import ConfigError, Dataset, Facts, Replies, Site, Tree
 from motet.core.rng import generator
 from motet.experiment.build import Parties
 from motet.experiment.runner import Result, run
 from motet.methods import creamfl as module
 from motet.methods.creamfl import CreamFL
-from motet.methods.parts import Distil
+from motet.methods.parts import Distil, encode_all
+from motet.models import base
 
 
 @pytest.fixture
@@ -304,3 +305,64 @@ def test_codecs_shrink_what_travels_and_hardly_change_the_result(go: Any, codec:
     assert after < before
     assert packed.hash != plain.hash
     assert abs(packed.last("rsum") - plain.last("rsum")) < 60
+
+
+class Encoding(CreamFL):
+    """Notes what a site takes for its former representations, and what they truly are."""
+
+    def before(self, site: Site, public: Dataset) -> Tree:
+        taken = super().before(site, public)
+        BEFORE.append((site.round, "upload" in site.state, taken, encode_all(site, public)))
+        return taken
+
+
+BEFORE: list[Any] = []
+
+
+@pytest.mark.parametrize("settings", [[], ["method.public_rows=10"]])
+def test_what_was_before_is_what_the_model_gives_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str]
+) -> None:
+    BEFORE.clear()
+    made = tiny.experiment(*settings, "method.rounds=3")
+    made = made.model_copy(update={"method": Encoding(**dict(made.method))})
+    run(made, parties=tiny.parties(made, monkeypatch))
+    assert {number for number, *_ in BEFORE} == {0, 1, 2}
+    for number, kept, taken, true in BEFORE:
+        assert kept == (number > 0)
+        assert taken.keys() == true.keys()
+        for name in taken:
+            assert torch.equal(taken[name], true[name])
+
+
+def test_a_site_does_not_encode_the_same_rows_twice(
+    go: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str]] = []
+    encode = Site.encode
+
+    def counted(self: Site, data: Dataset, modality: str) -> Tensor:
+        seen.append((self.name, modality))
+        return encode(self, data, modality)
+
+    monkeypatch.setattr(Site, "encode", counted)
+    go("method.rounds=3")
+    # Before the first round, and after each.
+    assert seen.count(("image-1", "image")) == 4
+
+
+def test_rows_of_a_round_are_not_prepared_anew(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    prepared = base._prepared
+
+    def noted(data: Dataset, name: str, encoder: Any) -> Tensor:
+        make = encoder.prepare
+        monkeypatch.setattr(encoder, "prepare", lambda x: (sizes.append(len(x)), make(x))[1])
+        try:
+            return prepared(data, name, encoder)
+        finally:
+            monkeypatch.delattr(encoder, "prepare")
+
+    monkeypatch.setattr(base, "_prepared", noted)
+    go("method.public_rows=10", "method.rounds=3")
+    assert 10 not in sizes

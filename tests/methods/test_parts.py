@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tests.methods import tiny
 
-from motet.core import ConfigError, SiteError
+from motet.core import ConfigError, Federation, SiteError
 from motet.experiment.runner import run
 from motet.methods.parts import PairLoss, cosine
+from motet.models.base import MultimodalModel
 
 
 @pytest.mark.parametrize("name", ["infonce", "soft"])
@@ -56,3 +59,29 @@ def test_cosine_falls_from_the_rate_to_nothing() -> None:
     assert cosine(0.1, 0) == 0.1
     assert cosine(0.1, 0.5) == pytest.approx(0.05)
     assert cosine(0.1, 1) == pytest.approx(0)
+
+
+def test_distillation_with_the_task_goes_through_a_batch_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = tiny.experiment("method.rounds=1", "method.distil.task_weight=0.5")
+    calls: list[str] = []
+    forward, fit = MultimodalModel.forward, Federation.fit
+
+    def counted(self: MultimodalModel, batch: Any) -> Any:
+        calls.append("forward")
+        return forward(self, batch)
+
+    def noted(self: Federation, loss: Any, batches: Any, optimizer: Any) -> float:
+        seen = list(batches)
+        calls.clear()
+        found = fit(self, loss, iter(seen), optimizer)
+        fits.append((len(seen), calls.count("forward")))
+        return found
+
+    fits: list[tuple[int, int]] = []
+    monkeypatch.setattr(MultimodalModel, "forward", counted)
+    monkeypatch.setattr(Federation, "fit", noted)
+    run(made, parties=tiny.parties(made, monkeypatch))
+    assert len(fits) == 2
+    assert all(batches == passes > 0 for batches, passes in fits)

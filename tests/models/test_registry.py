@@ -21,6 +21,7 @@ from motet.models import (
     list_encoders,
     parse_model,
 )
+from motet.models import known as known_module
 from motet.models import registry as registry_module
 
 BOTH = {
@@ -58,7 +59,8 @@ def others(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     }
     group = registry_module.ENTRY_POINTS
     found = EntryPoints(EntryPoint(name, value, group) for name, value in values.items())
-    monkeypatch.setattr(registry_module, "entry_points", lambda group: found.select(group=group))
+    for module in (registry_module, known_module):
+        monkeypatch.setattr(module, "entry_points", lambda group: found.select(group=group))
     yield
     encoder_class.cache_clear()
     encoder_options.cache_clear()

@@ -226,3 +226,40 @@ def test_selective_ensemble_takes_the_right_clients_and_the_surer_more() -> None
     assert float(rows[0, 0]) == pytest.approx(share)
     assert rows[1].tolist() == [0.0, 0.0]
     assert float(rows[2, 0]) == pytest.approx(1.0)
+
+
+def many(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Has the contrast work in blocks of so many public rows."""
+    monkeypatch.setattr(M, "COLUMNS", columns)
+
+
+@pytest.mark.parametrize("columns", [1, 4, 9])
+@pytest.mark.parametrize("tau", [0.5, 0.01])
+def test_inter_contrast_in_blocks_equals_the_dense_form(
+    monkeypatch: pytest.MonkeyPatch, columns: int, tau: float
+) -> None:
+    index = torch.tensor([9, 0, 4, 4])
+    found = []
+    for size in (10, columns):
+        many(monkeypatch, size)
+        z = unit(4, 8).requires_grad_()
+        value = M.inter_contrast(z, 3 * unit(10, 8, 1), index, tau)
+        (2 * value).backward()
+        found.append((value.detach(), z.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_inter_contrast_in_blocks_has_the_slope_of_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    many(monkeypatch, 3)
+    other, index = unit(7, 4, 1).double(), torch.tensor([6, 0, 2])
+    z = unit(3, 4).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: M.inter_contrast(x, other, index, 0.5), z)
+
+
+def test_no_margin_is_plain_cross_entropy_to_the_bit() -> None:
+    logits, labels = 5 * unit(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    onehot = F.one_hot(labels, 4).float()
+    plain = F.cross_entropy(logits - 0.0 * onehot, labels)
+    assert torch.equal(M.shifted_cross_entropy(logits, labels, 0.0), plain)

@@ -393,7 +393,7 @@ def test_another_kind_is_refused_with_what_to_write(kind: Kind, words: str) -> N
         ({"dropouts": 2}, "only mode: distributed"),
         ({"mode": "local", "sampling": "poisson"}, "only mode: central gains"),
         ({"mode": "distributed", "sampling": "poisson"}, "only mode: central gains"),
-        ({"mode": "rows", "kinds": ["weights"]}, "mode: rows covers all"),
+        ({"mode": "rows", "kinds": ["logits"]}, "mode: rows covers all"),
         ({"kinds": ["votes"]}, "protected by mode: local alone"),
         ({"mode": "local", "kinds": ["votes"]}, "give both, and votes among the kinds"),
         ({"mode": "local", "vote_epsilon": 1.0, "vote_choices": 3}, "give both, and votes"),

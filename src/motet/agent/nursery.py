@@ -45,7 +45,8 @@ class Nursery:
 
     def run(self) -> None:
         """Returns when the other end is gone, having ended all agents and removed their files."""
-        with self.control.makefile("rw", encoding="utf-8") as lines:
+        # Whoever asked may be killed before it is answered.
+        with suppress(OSError), self.control.makefile("rw", encoding="utf-8") as lines:
             for line in lines:
                 if not line.endswith("\n"):
                     break

@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ from motet.core.messages import Request
 from motet.core.tree import Tree
 
 MAX_CONNECTIONS = 32
+# Seconds in which replies that are on their way must have left when the agent ends.
+GRACE = 5.0
 
 
 class Stopping(BaseException):
@@ -63,15 +66,30 @@ class Server:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._stopped = threading.Event()
         self._told_to_stop = False
+        self._ending = False
+        self._talks: dict[threading.Thread, socket.socket] = {}
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def serve(self) -> None:
         """Returns when the agent was told to stop; for the main thread, since it takes signals."""
-        threading.Thread(target=self._accept, daemon=True).start()
-        with self._signals(), suppress(Stopping):
-            while (job := self._next()) is not None:
-                job.frame = self._work(job)
-                job.done.set()
+        accepting = threading.Thread(target=self._accept, daemon=True)
+        accepting.start()
+        with self._signals():
+            with suppress(Stopping):
+                while (job := self._next()) is not None:
+                    job.frame = self._work(job)
+                    job.done.set()
+            self._end(accepting)
+        for host in self.hosts.values():
+            host.close()
+
+    def _end(self, accepting: threading.Thread) -> None:
+        """Leaves no thread behind.
+
+        One that is inside torch when the interpreter ends is torn out of it, and takes the process
+        down with an abort.
+        """
+        self._ending = True
         self._stopped.set()
         with suppress(OSError):
             os.unlink(self._listener.getsockname())
@@ -79,8 +97,13 @@ class Server:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for host in self.hosts.values():
-            host.close()
+        accepting.join()
+        end = time.monotonic() + GRACE
+        for thread, connection in list(self._talks.items()):
+            # Wakes who waits for a question; a reply that is on its way still goes out.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+            thread.join(max(end - time.monotonic(), 0.0))
 
     def _next(self) -> _Job | None:
         while True:
@@ -96,7 +119,9 @@ class Server:
     @contextmanager
     def _signals(self) -> Iterator[None]:
         def leave(number: int, frame: FrameType | None) -> None:
-            raise Stopping
+            if not self._ending:
+                self._ending = True
+                raise Stopping
 
         before = {
             number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)
@@ -125,7 +150,9 @@ class Server:
             except OSError:
                 return
             if self._free.acquire(blocking=False):
-                threading.Thread(target=self._talk, args=[connection], daemon=True).start()
+                thread = threading.Thread(target=self._talk, args=[connection], daemon=True)
+                self._talks[thread] = connection
+                thread.start()
             else:
                 connection.close()
 
@@ -151,6 +178,7 @@ class Server:
                 sys.stderr.write(f"a connection was dropped: {error}\n")
         finally:
             self._free.release()
+            self._talks.pop(threading.current_thread(), None)
 
     def _send(self, connection: socket.socket, frame: bytes) -> None:
         connection.settimeout(PATIENCE)

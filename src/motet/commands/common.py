@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from motet.core.errors import ConfigError
-from motet.experiment.runner import EVENTS, RECIPE
 
 RUNS = Path("runs")
 PIPED_WIDTH = 120
@@ -65,6 +64,8 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 def newest_run() -> Path:
     """The folder of the run that was written to last; raises ConfigError when there is none."""
+    from motet.experiment.runner import EVENTS, RECIPE
+
     found = [path.parent for path in RUNS.rglob(EVENTS) if (path.parent / RECIPE).exists()]
     if not found:
         raise ConfigError(f"there is no run in {RUNS}; name a folder, or `motet run` something")

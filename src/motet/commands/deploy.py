@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
@@ -12,39 +10,49 @@ import yaml
 
 from motet.commands.common import out, result, say, table
 from motet.core.errors import ConfigError
+from motet.deploy.plan import Courier, Plan, versions_here
+from motet.deploy.preflight import preflight
+from motet.experiment.build import hub_parties, site_names
+from motet.experiment.targets import load_experiment
 
-PACKAGES = ("motet", "torch", "numpy", "flwr")
 
-
-def deploy_flower(
+def deploy(
+    courier: str,
     recipe: str,
-    sites: Sequence[str],
     hub: str,
     folder: Path,
     *,
+    sites: Sequence[str] = (),
     settings: Sequence[str] = (),
     days: int = 365,
 ) -> None:
-    """Writes ``folder``/hub and a folder for every site of the recipe, for Flower as the courier.
+    """Writes ``folder``/hub and a folder for every site of the recipe.
 
-    recipe: a file, or anything else that ``motet run`` takes. sites: names to check against the
-    recipe; all of it without any. hub: HOST or HOST:PORT under which sites reach the hub.
-    settings: as for ``motet run``.
+    courier: flower or nvflare. recipe: a file, or anything else that ``motet run`` takes. hub: HOST
+    or HOST:PORT under which sites reach the hub. sites: names to check against the recipe; all of
+    it without any. settings: as for ``motet run``.
     """
-    from motet.commands.hub import hub_parties, site_names
-    from motet.engines.flower.deploy import PORT, Plan, write_flower
-    from motet.experiment.targets import load_experiment
-
+    by = courier_of(courier)
     experiment = load_experiment(recipe, settings)
     names = site_names(experiment)
     check_names(sites, names)
-    parties = hub_parties(experiment)
-    experiment.method.check(parties.facts)
-    host, port = split_host(hub, PORT)
+    experiment.method.check(hub_parties(experiment).facts)
+    host, port = split_host(hub, by.port)
     text = yaml.safe_dump(experiment.plain(), sort_keys=False, allow_unicode=True)
-    plan = Plan(tuple(names), text, host, port, days, versions_here())
-    write_flower(plan, folder)
+    versions = versions_here(by.packages, by.extras)
+    by.write(Plan(tuple(names), text, host, port, days, versions), folder)
     say(f"{folder}: hub, {', '.join(names)}; README.md there says what is for whom")
+
+
+def courier_of(name: str) -> Courier:
+    """What folders know of flower or nvflare; either may be missing here."""
+    if name == "flower":
+        from motet.engines.flower.deploy import COURIER as FLOWER
+
+        return FLOWER
+    from motet.engines.nvflare.deploy import COURIER as NVFLARE
+
+    return NVFLARE
 
 
 def check_names(given: Sequence[str], names: Sequence[str]) -> None:
@@ -74,22 +82,8 @@ def split_host(text: str, port: int) -> tuple[str, int]:
     return host, int(given)
 
 
-def versions_here() -> dict[str, str]:
-    """Versions of what hub and sites should have alike."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            # What is behind a plus says how it was built, not what it is.
-            found[name] = version(name).partition("+")[0]
-        except PackageNotFoundError:
-            raise ConfigError(f"{name} is not installed: pip install 'motet[flower]'") from None
-    return found
-
-
 def check_folder(folder: Path) -> None:
     """Shows what is fine and what is not in a party's folder; leaves with 1 for the latter."""
-    from motet.deploy.preflight import preflight
-
     shown = table("", ("", "check", ""))
     checks = preflight(folder)
     for check in checks:

@@ -47,7 +47,10 @@ def run_in(folder: Path, experiment: Experiment, quiet: bool) -> None:
     else:
         _run(folder, experiment, before, quiet)
     if not quiet:
-        print_metrics(_events_of(folder))
+        events = _events_of(folder)
+        print_metrics(events)
+        # By it one tells whether a run elsewhere came to the same.
+        result(f"hash: {events[-1].get('hash') or 'none, since the hub has no model'}")
     result(f"report: {write_report(folder)}")
 
 

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from motet.commands.common import out, table
+from motet.core.about import one_line
 from motet.core.errors import ConfigError
-from motet.data.registry import list_data, options_of, reader_of
-from motet.experiment.explain import nearest
-from motet.experiment.fields import Row, rows_of
-from motet.experiment.pages import PARTS, one_line, source_of
+from motet.data.registry import list_data
+from motet.experiment.reading import read_recipe
 from motet.experiment.recipes import recipe_paths
-from motet.experiment.spec import read_recipe
-from motet.methods.registry import method_class, method_names
-from motet.models.registry import encoder_class, encoder_options, list_encoders
+from motet.methods.registry import about_method, method_names
+from motet.models.known import list_encoders
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from motet.experiment.fields import Row
 
 
 def list_all(what: str | None) -> None:
@@ -30,7 +30,7 @@ def list_all(what: str | None) -> None:
 def _methods() -> Table:
     shown = table("Methods", ("name", "what it is", "what travels"))
     for name in method_names():
-        about = method_class(name).about()
+        about = about_method(name)
         shown.add_row(name, one_line(about["summary"]), about.get("travels", ""))
     return shown
 
@@ -60,13 +60,11 @@ def _recipes() -> Table:
 
 
 def _claims() -> Table:
-    from motet.claims import claim_named, list_claims
+    from motet.claims.registry import claim_title, list_claims
 
-    shown = table("Claims", ("name", "title", "seeds", "must come out"), right=("must come out",))
+    shown = table("Claims", ("name", "title"))
     for name in list_claims():
-        claim = claim_named(name)
-        count = str(len(claim.expectations))
-        shown.add_row(name, claim.title, ", ".join(map(str, claim.seeds)), count)
+        shown.add_row(name, claim_title(name))
     return shown
 
 
@@ -82,6 +80,7 @@ LISTS: dict[str, Callable[[], Table]] = {
 def show(name: str) -> None:
     """Prints all that is known of one name; raises ConfigError that names similar ones."""
     from motet.claims import list_claims
+    from motet.experiment.explain import nearest
 
     kinds: tuple[tuple[Sequence[str], Callable[[str], None]], ...] = (
         (method_names(), _show_method),
@@ -99,6 +98,10 @@ def show(name: str) -> None:
 
 
 def _show_method(name: str) -> None:
+    from motet.experiment.fields import rows_of
+    from motet.experiment.pages import PARTS, source_of
+    from motet.methods.registry import method_class
+
     cls = method_class(name)
     about = cls.about()
     _head(f"{name}: {one_line(about['summary'])}")
@@ -110,6 +113,9 @@ def _show_method(name: str) -> None:
 
 
 def _show_data(name: str) -> None:
+    from motet.data.registry import options_of, reader_of
+    from motet.experiment.fields import rows_of
+
     info = next(info for info in list_data() if info.name == name)
     doc = reader_of(name).__doc__
     _head(f"{name}: {info.about}")
@@ -119,6 +125,9 @@ def _show_data(name: str) -> None:
 
 
 def _show_encoder(name: str) -> None:
+    from motet.experiment.fields import rows_of
+    from motet.models.registry import encoder_class, encoder_options
+
     info = next(info for info in list_encoders() if info.name == name)
     _head(f"{name}: {info.about}")
     _paragraph("Reads", info.modality)
@@ -141,6 +150,7 @@ def _show_claim(name: str) -> None:
     claim = claim_named(name)
     _head(f"Claim: {claim.title}")
     _paragraph("Paper", claim.paper)
+    _paragraph("Seeds", ", ".join(map(str, claim.seeds)))
     shown = table(f"Must come out, by `motet claim {name}`", ("what", "arm", "against"))
     for item in claim.expectations:
         shown.add_row(item.text, item.arm, item.other)

@@ -96,10 +96,13 @@ class Dataset:
         # A frozen trunk must not run again on a subset of rows that it has seen.
         names = {id(column): name for name, column in self.columns.items()}
         picked = Prepared()
-        for (number, key), (_, prepared) in list(self.cache.items()):
+        for (number, key), (whole, prepared) in list(self.cache.items()):
             if number in names:
                 column = columns[names[number]]
-                picked[id(column), key] = (column, prepared[at])
+                ready = prepared[at]
+                if whole is prepared and isinstance(column, Tensor):
+                    ready = column
+                picked[id(column), key] = (column, ready)
         return picked
 
     def positions(self, rows: Tensor) -> Tensor:
@@ -114,6 +117,8 @@ class Dataset:
 
     def only(self, modalities: Sequence[str]) -> Dataset:
         """The same rows with these modalities alone; raises KeyError for one that is not there."""
+        if self.columns.keys() == set(modalities):
+            return self
         return replace(
             self,
             columns={name: self.columns[name] for name in modalities},
@@ -126,12 +131,12 @@ class Dataset:
         for name, column in self.columns.items():
             if not isinstance(column, Tensor):
                 raise TypeError(f"modality {name!r} is not a tensor: let a model prepare it first")
-            inputs[name] = column[index]
+            inputs[name] = column.index_select(0, index)
         return Batch(
             inputs=inputs,
-            present={name: mask[index] for name, mask in self.present.items()},
-            labels=None if self.labels is None else self.labels[index],
-            rows=self.rows[index],
+            present={name: mask.index_select(0, index) for name, mask in self.present.items()},
+            labels=None if self.labels is None else self.labels.index_select(0, index),
+            rows=self.rows.index_select(0, index),
         )
 
     def batches(self, size: int) -> Iterator[Batch]:

@@ -25,9 +25,17 @@ class Events:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.memory: list[Event] = []
+        self._lines: list[str] = []
+        self._read: list[Event] = []
         self._listeners: list[Callable[[Event], None]] = []
         self._file = None if path is None else _open(path)
+
+    @property
+    def memory(self) -> list[Event]:
+        """The events so far as a file would give them back; empty where they go to a file."""
+        self._read += map(json.loads, self._lines)
+        self._lines.clear()
+        return self._read
 
     def listen(self, listener: Callable[[Event], None]) -> None:
         """Calls ``listener`` with every event from now on."""
@@ -41,7 +49,7 @@ class Events:
         except TypeError as error:
             raise ConfigError(f"event {kind!r} cannot be written down: {error}") from None
         if self._file is None:
-            self.memory.append(json.loads(line))
+            self._lines.append(line)
         else:
             _append(self._file, line)
         for listener in self._listeners:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.folding import By, Folding, only_mean
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
-from motet.core.messages import Reply, Request, bytes_by_kind, form_by_kind, timed
+from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
 from motet.core.replies import Origin, Replies, plain_mean
 from motet.core.tree import Tree
-from motet.core.validate import alone, beyond_doubt, refused
+from motet.core.validate import Known, alone, beyond_doubt, refused, unfit_reply
 
 if TYPE_CHECKING:
     from motet.core.federation import Federation
@@ -72,6 +72,7 @@ class Exchange:
         self._opened: dict[str, Any] = {}
         self.averaged = dict(averaged or {})
         self._folding: Folding | None = None
+        self._known = Known()
         middleware, takes = fed.protection.middleware, self.operation.takes
         self.requests = [Request(name, op, tag, at, shared, own[name]) for name in group]
         self._down_shared = bytes_by_kind(shared, takes)
@@ -127,16 +128,17 @@ class Exchange:
         ]
 
     def strangers(self) -> dict[str, str]:
-        """Site -> why it must not be asked: it has other public rows than the hub."""
-        known, own = self.fed.engine.sites(), self.fed.row_order
-        if not self.fed.has_public:
-            return {}
-        reason = "has other public rows than the hub, or another order"
-        return {
-            site: f"site {site} {reason}"
-            for site in self.question.sites
-            if known[site].public != own
-        }
+        """Site -> why it must not be asked: its public rows, or its state, are not the run's."""
+        behind = self.fed._behind.intersection(self.question.sites)
+        found = {site: f"site {site} did not go back to the checkpoint" for site in behind}
+        if self.fed.has_public:
+            known, own = self.fed.engine.sites(), self.fed.row_order
+            for site in self.question.sites:
+                if known[site].public != own:
+                    found[site] = (
+                        f"site {site} has other public rows than the hub, or another order"
+                    )
+        return found
 
     def keep(self, sites: Collection[str]) -> None:
         """Asks only these."""
@@ -253,7 +255,7 @@ class Exchange:
             odd |= summed.unfit(asked, self.values)
         for site, reason in odd.items():
             del self.values[site]
-            self._fail(site, _unfit(site, reason))
+            self._fail(site, unfit_reply(site, reason))
         if self._folding is not None:
             self._folding.finish(self.values)
         if self._secret and summed is not None and self.values:
@@ -273,11 +275,13 @@ class Exchange:
         except SiteError as error:
             self._fail(reply.site, str(error), down=down)
         except MotetError as error:
-            self._fail(reply.site, _unfit(reply.site, str(error)), down=down)
+            self._fail(reply.site, unfit_reply(reply.site, str(error)), down=down)
         else:
             self.values[reply.site] = value
-            up = {"frame": reply.up, **bytes_by_kind(reply.value, self.operation.sends)}
-            shapes = form_by_kind(reply.value, self.operation.sends)
+            parts = tensors_by_kind(reply.value, self.operation.sends)
+            sizes = {kind: sum(t.nbytes for t in tensors) for kind, tensors in parts.items()}
+            up = {"frame": reply.up, **sizes}
+            shapes = {kind: form_of(tensors) for kind, tensors in parts.items()}
             self.fed._note("replied", **self._about(reply.site), down=down, up=up, shapes=shapes)
             if spent is not None:
                 note = {"round": self.fed.round, "party": reply.site, **spent}
@@ -289,12 +293,12 @@ class Exchange:
 
     def _judged(self, site: str, value: Tree) -> dict[str, bool]:
         """Whether an answer is beyond doubt; empty for one that must not be used."""
-        asked, known = self.question, self.fed.engine.sites()
-        checks, operation = self.fed.protection.checks, self.operation
-        if alone(site, value, operation, asked.op, asked.received, known, checks):
+        received, traits = self.question.received[site], self.fed.engine.sites()
+        checks, operation, op = self.fed.protection.checks, self.operation, self.question.op
+        if alone(site, value, operation, op, received, self._known, traits, checks):
             return {}
         weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
-        return {site: weighed and beyond_doubt(value, operation, asked.received[site])}
+        return {site: weighed and beyond_doubt(value, operation, received)}
 
     def _fail(self, site: str, error: str, **note: Any) -> None:
         self.failed[site] = error
@@ -394,7 +398,3 @@ class Exchange:
         )
         self.fed._combined.add(str(kind))
         return rule.mean(call)
-
-
-def _unfit(site: str, reason: str) -> str:
-    return f"site {site}: its reply is refused: {reason}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +15,7 @@ from motet.core.exchange import Patience, now
 from motet.core.group import Group
 from motet.core.guard import Protection
 from motet.core.learner import Learner
-from motet.core.messages import Engine, Reply, Request, Traits, holders, timed
+from motet.core.messages import Engine, Reply, Request, holders, timed, told_of
 from motet.core.method import Method
 from motet.core.posted import Pending, Posted
 from motet.core.replies import Replies
@@ -78,6 +77,9 @@ class Federation(Learner):
         self._drawn = 0
         self._posted = Posted(self)
         self._touched: set[str] = set()
+        # Sites that did not hear of the checkpoint which the run goes on from, and that one.
+        self._behind: set[str] = set()
+        self._restored: Tree = {}
         self._introduced: set[str] = set()
         self._position: Position | None = None
         self._resume = store.position() if store is not None else None
@@ -166,11 +168,11 @@ class Federation(Learner):
         if at is None:
             self.events.add("started")
             known = self.engine.sites()
-            listed = known if len(known) <= LISTED else ()
-            self.events.add("sites", sites=_told(known, listed), count=len(known))
+            told = told_of(known, known if len(known) <= LISTED else ())
+            self.events.add("sites", sites=told, count=len(known))
             if self._store is not None:
                 # A run that was killed before its first checkpoint may have left something.
-                self._tell("@restore", holders(self.engine), version=0, newest=0)
+                self._restore(holders(self.engine), version=0, newest=0)
         else:
             self.events.add("resumed", version=at.version, loop=at.loop, round=at.round)
         spent = {}
@@ -187,11 +189,10 @@ class Federation(Learner):
     def _introduce(self, asked: Iterable[str]) -> None:
         """Tells the events of sites that are asked for the first time, where not all are listed."""
         known = self.engine.sites()
-        if len(known) > LISTED:
-            new = [name for name in asked if name not in self._introduced]
+        many = len(known) > LISTED
+        if many and (new := [name for name in asked if name not in self._introduced]):
             self._introduced.update(new)
-            if new:
-                self._note("sites", sites=_told(known, new), count=len(known))
+            self._note("sites", sites=told_of(known, new), count=len(known))
 
     def rounds(self, count: int) -> Iterator[int]:
         """Round numbers 0 to ``count`` - 1; saves hub and sites before each, and at the end.
@@ -250,7 +251,7 @@ class Federation(Learner):
         self.state.update(tree["state"])
         self.load_tree(tree["learner"])
         self._memories = dict(tree.get("protection", {}))
-        self._tell("@restore", holders(self.engine), version=version, newest=at.version)
+        self._restore(holders(self.engine), version=version, newest=at.version)
         clock = timed(self.engine)
         if clock is not None and "clock" in tree:
             clock.put_back(tree["clock"])
@@ -290,8 +291,11 @@ class Federation(Learner):
     def _save_sites(self, sites: Iterable[str]) -> None:
         version, ends = self._next()
         told = sorted(sites)
-        self._tell("@save", told, version=version, pinned=[end for end, _ in ends])
-        self._touched.difference_update(told)
+        # Who is away is saved at the next checkpoint, and until then has its last one.
+        away = self._tell("@save", told, version=version, pinned=[end for end, _ in ends])
+        if told and len(away) == len(told):
+            raise StoreError(f"no answer to @save from {', '.join(told)}")
+        self._touched.difference_update(set(told) - away)
 
     def _save_first(self, group: Group) -> None:
         """Saves sites as they are before a question that may outlast the next checkpoint."""
@@ -311,21 +315,43 @@ class Federation(Learner):
         """Notes a reply that nobody waits for: it came too late, or twice."""
         self._note("ignored", round=self.round, site=reply.site, tag=reply.tag)
 
-    def _tell(self, op: str, sites: Sequence[str], **own: Any) -> None:
-        """Has every site do a built-in operation; raises StoreError where one cannot."""
+    def _restore(self, sites: Sequence[str], **own: Any) -> None:
+        """Has sites go back to a checkpoint; who is away does so before it is asked again."""
+        self._restored = own
+        self._behind = self._tell("@restore", sites, **own)
+
+    def _catch_up(self, sites: Iterable[str]) -> None:
+        """Has those of these sites go back that were away when the others did."""
+        behind = sorted(self._behind.intersection(sites))
+        if behind:
+            self._behind -= set(behind) - self._tell("@restore", behind, **self._restored)
+
+    def _tell(self, op: str, sites: Sequence[str], **own: Any) -> set[str]:
+        """Has every site do a built-in operation; those that are away, of which the events tell.
+
+        Raises StoreError where one cannot do it.
+        """
         tag = f"{op}{own['version']}"
         self.engine.send([Request(name, op, tag, self.round, own=own) for name in sites])
-        waiting = set(sites)
+        waiting, away = set(sites), dict[str, str]()
+        seconds = self.patience.timeout
+        end = None if seconds is None else now(self) + seconds
         while waiting:
-            reply = self._receive(None)
+            reply = self._receive(end)
             if reply is None:
-                raise StoreError(f"no answer to {op} from {', '.join(sorted(waiting))}")
-            if reply.tag != tag:
+                away |= dict.fromkeys(waiting, f"no answer to {op}")
+                break
+            if reply.tag != tag or reply.site not in waiting:
                 self._ignore(reply)
                 continue
-            if reply.error is not None:
+            if reply.lost:
+                away[reply.site] = str(reply.error)
+            elif reply.error is not None:
                 raise StoreError(f"site {reply.site}: {reply.error}")
             waiting.discard(reply.site)
+        for site, reason in sorted(away.items()):
+            self._note("failed", round=self.round, site=site, op=op, tag=tag, error=reason)
+        return set(away)
 
     def _memory(self, number: int) -> Tree:
         """What the combiner of this number keeps over the run."""
@@ -372,7 +398,3 @@ class Federation(Learner):
         if metrics:
             values = {name: list(pair) for name, pair in metrics.items()}
             self._note("metric", round=self.round, party=party, point=point, metrics=values)
-
-
-def _told(known: Mapping[str, Traits], names: Iterable[str]) -> Tree:
-    return {name: asdict(known[name]) for name in names}

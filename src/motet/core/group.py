@@ -126,6 +126,7 @@ def _ask(
 ) -> Replies:
     fed = group._fed
     exchange.spend()
+    fed._catch_up(group)
     exchange.prepare(timeout)
     needed = _needed(quorum, len(group))
     fed._introduce(group)

@@ -27,7 +27,8 @@ def freeze(module: M) -> M:
 
 def is_frozen(module: nn.Module) -> bool:
     """Whether this very module was frozen."""
-    return getattr(module, "frozen", False) is True
+    # Not by getattr: for a name that is not there, nn.Module looks through all it has.
+    return module.__dict__.get("frozen", getattr(type(module), "frozen", False)) is True
 
 
 def group(model: nn.Module, name: str) -> frozenset[str]:
@@ -77,13 +78,29 @@ def _collect(module: nn.Module, prefix: str, found: dict[str, Tensor]) -> None:
     for name, value in module._parameters.items():
         if value is not None and value.requires_grad:
             found[prefix + name] = value.detach()
-    if not is_frozen(module):
+    if module._buffers and not is_frozen(module):
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
                 found[prefix + name] = buffer
     for name, child in module._modules.items():
         if child is not None:
             _collect(child, f"{prefix}{name}.", found)
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained, each once and in the order of ``model.parameters()``."""
+    found: dict[int, nn.Parameter] = {}
+    _collect_trained(model, found)
+    return list(found.values())
+
+
+def _collect_trained(module: nn.Module, found: dict[int, nn.Parameter]) -> None:
+    for value in module._parameters.values():
+        if value is not None and value.requires_grad:
+            found.setdefault(id(value), value)
+    for child in module._modules.values():
+        if child is not None:
+            _collect_trained(child, found)
 
 
 def frozen_to_eval(module: nn.Module) -> None:

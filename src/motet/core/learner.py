@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 
 from motet.core.batch import Batch, Dataset
 from motet.core.errors import DataError, SiteError
-from motet.core.groups import frozen_to_eval
+from motet.core.groups import frozen_to_eval, is_frozen
 from motet.core.mould import Mould
 from motet.core.optim import Optimizer, OptimizerSpec
 from motet.core.rng import generator, numpy_generator
+from motet.core.secret import Secret
 from motet.core.tree import Tree, load, weights_of
 
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
@@ -48,13 +50,40 @@ class Fitter(Protocol):
         """Trains on what ``draw`` gave, and returns a loss; None for other batches."""
 
 
+class Batches(Iterator[Batch]):
+    """Batches of a data set, each made when it is asked for.
+
+    begin: gives the data set, as a model reads it, and the positions of each batch; called once.
+    """
+
+    def __init__(self, begin: Callable[[], tuple[Dataset, Iterator[Tensor]]]) -> None:
+        self._begin = begin
+        self._begun: tuple[Dataset, Iterator[Tensor]] | None = None
+
+    def __next__(self) -> Batch:
+        data, positions = self._open()
+        return data.batch(next(positions))
+
+    def plan(self) -> tuple[Dataset, list[Tensor]]:
+        """The data set, and the positions of all batches to come, which are then used up."""
+        data, positions = self._open()
+        return data, list(positions)
+
+    def _open(self) -> tuple[Dataset, Iterator[Tensor]]:
+        if self._begun is None:
+            self._begun = self._begin()
+        return self._begun
+
+
 class Learner:
     """One party that learns. ``key`` names the moment, so that its random draws are its own.
 
-    fitter: takes over where the party's rows are sealed.
+    fitter: takes over where the party's rows are sealed. secret: a party's own, for noise that the
+    others must not know; without one that comes from the run's seed, as all else does.
     """
 
     fitter: Fitter | None = None
+    secret: Secret | None = None
 
     def __init__(self, name: str, seed: int, build: Callable[[], nn.Module] | None) -> None:
         self.name = name
@@ -99,6 +128,12 @@ class Learner:
         """A generator of this party, moment and key alone."""
         return generator(self.seed, self.name, *self.key, *key)
 
+    def hidden_rng(self, *key: str | int) -> torch.Generator:
+        """The same as ``rng``, from the party's secret where it has one: for what protects it."""
+        if self.secret is None:
+            return self.rng(*key)
+        return self.secret.generator(self.seed, self.name, *self.key, *key)
+
     def numpy_rng(self, *key: str | int) -> np.random.Generator:
         """The same as ``rng`` for numpy."""
         return numpy_generator(self.seed, self.name, *self.key, *key)
@@ -140,24 +175,31 @@ class Learner:
         steps: int | None,
         least: int,
         key: str | int,
-    ) -> Iterator[Batch]:
-        if not len(data):
-            raise DataError(f"{self.name} has no rows to train on")
-        ready = self.prepared(data)
-        endless = itertools.count() if steps is not None else range(epochs)
-        made = (
-            ready.batch(index)
-            for epoch in endless
-            for index in self._order(len(ready), size, least, (key, epoch))
-        )
-        yield from itertools.islice(made, steps)
+    ) -> Batches:
+        def begin() -> tuple[Dataset, Iterator[Tensor]]:
+            if not len(data):
+                raise DataError(f"{self.name} has no rows to train on")
+            ready = self.prepared(data)
+            endless = itertools.count() if steps is not None else range(epochs)
+            positions = (
+                index
+                for epoch in endless
+                for index in self._order(len(ready), size, least, (key, epoch))
+            )
+            return ready, itertools.islice(positions, steps)
+
+        return Batches(begin)
 
     def _order(
         self, rows: int, size: int, least: int, key: tuple[str | int, ...]
-    ) -> Sequence[Tensor]:
+    ) -> Iterator[Tensor]:
         """Positions of one epoch's batches."""
-        found = torch.split(torch.randperm(rows, generator=self.rng(*key)), size)
-        return found[:-1] if len(found) > 1 and len(found[-1]) < least else found
+        order = torch.randperm(rows, generator=self.rng(*key))
+        starts = range(0, rows, size)
+        if len(starts) > 1 and rows - starts[-1] < least:
+            starts = starts[:-1]
+        # One by one, since a fit of a few steps reads no more than the first few.
+        return (order[start : start + size] for start in starts)
 
     def fit(
         self,
@@ -181,15 +223,9 @@ class Learner:
             found = self.fitter.fit(self, loss, batches, stepper, adjust)
             if found is not None:
                 return found
-        total = torch.zeros(())
-        steps = 0
-        for batch in batches:
-            value = loss(model, batch)
-            stepper.step(value, None if adjust is None else partial(adjust, model, batch))
-            total += value.detach()
-            steps += 1
+        total, steps = TAKE_STEPS.get()(self, loss, batches, stepper, adjust)
         name = getattr(loss, "__name__", type(loss).__name__)
-        problem = _not_finite(name, float(total), steps, model)
+        problem = _not_finite(name, float(total), steps, model, stepper.parameters)
         if problem:
             raise SiteError(
                 f"{self.name}: {problem}; lower the learning rate, or look for damaged rows in "
@@ -226,22 +262,72 @@ class Learner:
             load(self._model, self._initial)
 
 
-def _not_finite(loss: str, total: float, steps: int, model: nn.Module) -> str:
+def take_steps(
+    learner: Learner,
+    loss: Loss,
+    batches: Iterable[Batch],
+    optimizer: Optimizer,
+    adjust: Adjust | None,
+) -> tuple[Tensor, int]:
+    """One step of the learner's model per batch; the sum of the losses, and how many there were."""
+    model = learner.model
+    total = torch.zeros(())
+    steps = 0
+    for batch in batches:
+        value = loss(model, batch)
+        optimizer.step(value, None if adjust is None else partial(adjust, model, batch))
+        total += value.detach()
+        steps += 1
+    return total, steps
+
+
+Steps: TypeAlias = Callable[
+    [Learner, Loss, Iterable[Batch], Optimizer, Adjust | None], tuple[Tensor, int]
+]
+# How ``fit`` takes its steps. An engine that takes those of several sites at once says so here.
+TAKE_STEPS: ContextVar[Steps] = ContextVar("TAKE_STEPS", default=take_steps)
+
+
+def _not_finite(
+    loss: str, total: float, steps: int, model: nn.Module, trained: Sequence[Tensor]
+) -> str:
     """What a fit has spoilt, in words; empty when all is well."""
     if not math.isfinite(total):
         return f"the loss {loss!r} became {total} within {steps} steps"
     # A root at 0 has a finite value and an infinite slope: the last step may spoil the weights.
-    # A sum tells, and costs a hundredth of looking at every number.
+    # A sum tells, and costs a hundredth of looking at every number; one of all the sums tells
+    # whether any of them is worth a look.
+    if math.isfinite(sum(_sum(value) for value in trained)):
+        return ""
     for name, value in model.named_parameters():
-        if not math.isfinite(float(value.detach().sum(dtype=torch.float32))):
+        if not math.isfinite(_sum(value)):
             return f"the weights {name!r} became infinite or NaN under the loss {loss!r}"
     return ""
 
 
+def _sum(tensor: Tensor) -> float:
+    return tensor.detach().sum(dtype=torch.float32).item()
+
+
+def skips_unlabelled(loss: Loss) -> Loss:
+    """Says of a loss that rows labelled -100 count for nothing in it, so that they may fill up."""
+    loss.skips_unlabelled = True  # type: ignore[attr-defined]
+    return loss
+
+
 def train_mode(model: nn.Module) -> None:
     """Train mode, but for what is frozen."""
-    model.train()
-    frozen_to_eval(model)
+    if type(model).train is not nn.Module.train:
+        model.train()
+        frozen_to_eval(model)
+        return
+    # As ``train`` does, module by module; setting what is set already takes nn.Module a while.
+    training = not is_frozen(model)
+    if model.training is not training:
+        model.training = training
+    for child in model._modules.values():
+        if child is not None:
+            train_mode(child)
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from motet.core.kinds import Kind
@@ -36,7 +38,8 @@ class Request:
 class Reply:
     """A site's answer: ``value``, or ``error`` in one sentence. Bytes are those of the frames.
 
-    damaged: whether question or answer broke on its way, so that it helps to ask again.
+    damaged: whether question or answer broke on its way, so that it helps to ask again. lost:
+    whether the site could not be reached for as long as the engine tries.
     """
 
     site: str
@@ -46,6 +49,7 @@ class Reply:
     down: int = 0
     up: int = 0
     damaged: bool = False
+    lost: bool = False
 
 
 class Engine(Protocol):
@@ -106,27 +110,34 @@ class Traits:
     public: str = ""
 
 
+def told_of(known: Mapping[str, Traits], names: Iterable[str]) -> Tree:
+    """What the events tell of these sites."""
+    return {name: asdict(known[name]) for name in names}
+
+
 def bytes_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, int]:
     """Tensor bytes of a payload by the declared kind of its top-level key."""
-    counts: dict[str, int] = {}
-    for path, leaf in leaves(tree):
-        if isinstance(leaf, Tensor):
-            kind = str(kinds.get(path[0], OTHER))
-            counts[kind] = counts.get(kind, 0) + leaf.nbytes
-    return counts
+    found = tensors_by_kind(tree, kinds)
+    return {kind: sum(tensor.nbytes for tensor in tensors) for kind, tensors in found.items()}
 
 
-def form_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, str]:
-    """Kind -> how many tensors of which shapes a payload holds, the largest first, in few words."""
+def tensors_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, list[Tensor]]:
+    """The tensors of a payload by the declared kind of its top-level key."""
     found: dict[str, list[Tensor]] = {}
     for path, leaf in leaves(tree):
         if isinstance(leaf, Tensor):
             found.setdefault(str(kinds.get(path[0], OTHER)), []).append(leaf)
-    return {kind: _form(tensors) for kind, tensors in found.items()}
+    return found
 
 
-def _form(tensors: Sequence[Tensor]) -> str:
-    largest = sorted(tensors, key=lambda tensor: -tensor.numel())[:3]
-    shapes = [" x ".join(map(str, tensor.shape)) or "1" for tensor in largest]
-    more = f" and {len(tensors) - 3} more" if len(tensors) > 3 else ""
-    return f"{', '.join(shapes)}{more}"
+def form_of(tensors: Sequence[Tensor]) -> str:
+    """How many tensors of which shapes these are, the largest first, in few words."""
+    return _form(tuple(tensor.shape for tensor in tensors))
+
+
+@lru_cache(maxsize=4096)
+def _form(shapes: tuple[torch.Size, ...]) -> str:
+    largest = sorted(shapes, key=lambda shape: -shape.numel())[:3]
+    told = [" x ".join(map(str, shape)) or "1" for shape in largest]
+    more = f" and {len(shapes) - 3} more" if len(shapes) > 3 else ""
+    return f"{', '.join(told)}{more}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, ge
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import nn
 
+from motet.core.about import paragraphs
 from motet.core.errors import ConfigError
 from motet.core.kinds import Kind
 from motet.core.tree import Tree, load
@@ -179,12 +179,4 @@ class Method(BaseModel):
     @classmethod
     def about(cls) -> dict[str, str]:
         """The docstring by paragraph: "summary" and each "Word:" paragraph, lower case."""
-        paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-        parts = {"summary": paragraphs[0]}
-        for paragraph in paragraphs[1:]:
-            word, colon, text = paragraph.partition(":")
-            if colon and word.isalpha():
-                parts[word.lower()] = " ".join(text.split())
-            else:
-                parts["notes"] = f"{parts.get('notes', '')}\n\n{paragraph}".strip()
-        return parts
+        return paragraphs(cls.__doc__)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from motet.core.eager import EagerAdamW, spare_the_compiler
+from motet.core.groups import trained_parameters
 from motet.core.tree import Tree, clone
 
 
@@ -29,9 +31,47 @@ class SGD:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser over these parameters."""
-        return torch.optim.SGD(
+        return BriskSGD(
             parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
+
+
+class BriskSGD(torch.optim.SGD):
+    """Torch's SGD with a second way to take the same step, to the bit: ``descend``.
+
+    What ``step`` looks up each time (hooks, a record for the profiler, which implementation to
+    choose) takes as long as the forward pass of a small model.
+    """
+
+    @torch.no_grad()
+    def descend(self) -> None:
+        """One step down the gradients that are there, one call per operation for all parameters."""
+        for group in self.param_groups:
+            moving = [value for value in group["params"] if value.grad is not None]
+            if not moving:
+                continue
+            slopes = [value.grad for value in moving]
+            if group["weight_decay"]:
+                slopes = list(torch._foreach_add(slopes, moving, alpha=group["weight_decay"]))
+            if group["momentum"]:
+                slopes = self._moments(moving, slopes, group["momentum"])
+            torch._foreach_add_(moving, slopes, alpha=-group["lr"])
+
+    def _moments(
+        self, moving: list[torch.Tensor], slopes: list[torch.Tensor], momentum: float
+    ) -> list[torch.Tensor]:
+        """The momenta after these gradients; a parameter's first gradient is its first momentum."""
+        states = [self.state[value] for value in moving]
+        old = [i for i, state in enumerate(states) if state.get("momentum_buffer") is not None]
+        if old:
+            buffers = [states[i]["momentum_buffer"] for i in old]
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, [slopes[i] for i in old])
+        if len(old) < len(states):
+            for state, slope in zip(states, slopes, strict=True):
+                if state.get("momentum_buffer") is None:
+                    state["momentum_buffer"] = slope.detach().clone()
+        return [state["momentum_buffer"] for state in states]
 
 
 @dataclass(frozen=True)
@@ -43,7 +83,7 @@ class Adam:
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """A fresh optimiser over these parameters."""
-        return torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+        return EagerAdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, fused=True)
 
 
 class Optimizer:
@@ -53,20 +93,25 @@ class Optimizer:
     """
 
     def __init__(self, model: nn.Module, spec: OptimizerSpec, clip: float | None = None) -> None:
-        self.parameters = [value for value in model.parameters() if value.requires_grad]
+        self.parameters = trained_parameters(model)
         self.spec = spec
+        spare_the_compiler()
         self.inner = spec.build(self.parameters)
         self.clip = clip
 
     def step(self, loss: torch.Tensor, adjust: Callable[[], None] | None = None) -> None:
         """One step down the gradient of ``loss``; ``adjust`` may change the gradients first."""
-        self.inner.zero_grad(set_to_none=True)
+        for value in self.parameters:
+            value.grad = None
         loss.backward()
         if adjust is not None:
             adjust()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        self.inner.step()
+        if isinstance(self.inner, BriskSGD):
+            self.inner.descend()
+        else:
+            self.inner.step()
 
     def set_lr(self, lr: float) -> None:
         """Changes the learning rate from the next step on."""

@@ -85,6 +85,7 @@ class Posted:
         exchange = begin(group, op, payload, each)
         _check_single(exchange)
         exchange.spend()
+        self._fed._catch_up(group)
         self._fed._save_first(group)
         self._fed._introduce(group)
         pending = self._add(exchange, timeout, exchange.strangers())
@@ -235,7 +236,8 @@ class Posted:
                 asked["round"],
             )
             exchange.asked_again = dict(asked["again"])
-            pending = self._add(exchange, asked["timeout"], asked["lost"])
+            lost = {**exchange.strangers(), **asked["lost"]}
+            pending = self._add(exchange, asked["timeout"], lost)
             moment = now(self._fed)
             pending.due |= {site: moment + left for site, left in asked["left"].items()}
 

@@ -54,35 +54,49 @@ ROOM = _Room(BUDGET)
 class Prepared(MutableMapping[Key, tuple[Any, Tensor]]):
     """(id of a column, encoder's key) -> (column, what the encoder made of it).
 
-    The column is kept so that no other one can take over its id. Entries that take up no memory of
-    their own, since column and prepared are one, are never dropped.
+    The column is kept so that no other one can take over its id. One that is prepared already, and
+    stands for itself, is known for as long as somebody else holds it.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Key, tuple[Any, Tensor]] = {}
+        self._ready: dict[Key, weakref.ref[Tensor]] = {}
 
     def __getitem__(self, key: Key) -> tuple[Any, Tensor]:
-        found = self._entries[key]
-        ROOM.use(self, key)
-        return found
+        if key in self._entries:
+            ROOM.use(self, key)
+            return self._entries[key]
+        found = self._ready[key]()
+        if found is None:
+            raise KeyError(key)
+        return found, found
 
     def __setitem__(self, key: Key, entry: tuple[Any, Tensor]) -> None:
+        if entry[0] is entry[1]:
+            self._ready[key] = weakref.ref(entry[1])
+            return
         self._entries[key] = entry
-        if entry[0] is not entry[1]:
-            ROOM.add(self, key, entry[1].nbytes)
+        ROOM.add(self, key, entry[1].nbytes)
 
     def __delitem__(self, key: Key) -> None:
-        self.drop(key)
-        ROOM.forget(id(self), key)
+        if key in self._entries:
+            self.drop(key)
+            ROOM.forget(id(self), key)
+        else:
+            del self._ready[key]
 
     def __contains__(self, key: object) -> bool:
-        return key in self._entries
+        if key in self._entries:
+            return True
+        found = self._ready.get(key)  # type: ignore[call-overload]
+        return found is not None and found() is not None
 
     def __iter__(self) -> Iterator[Key]:
-        return iter(self._entries)
+        yield from self._entries
+        yield from [key for key, found in self._ready.items() if found() is not None]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return sum(1 for _ in self)
 
     def __del__(self) -> None:
         for key in self._entries:

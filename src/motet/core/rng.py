@@ -10,10 +10,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+_written = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def derive(seed: int, *key: str | int) -> int:
     """A seed of 63 bits for this key: equal keys give equal seeds, on every machine."""
-    text = json.dumps([seed, *key], separators=(",", ":"))
+    text = _written([seed, *key])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -31,10 +33,15 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
 @contextmanager
 def seeded(seed: int, *key: str | int) -> Iterator[None]:
     """Inside, torch's default generator (dropout, augmentation) is keyed; outside, untouched."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    before = torch.default_generator.get_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
         reseed(seed, *key)
         yield
+    finally:
+        torch.default_generator.set_state(before)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
 
 
 def reseed(seed: int, *key: str | int) -> None:
@@ -45,3 +52,17 @@ def reseed(seed: int, *key: str | int) -> None:
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(number)
+
+
+class Kept:
+    """The states of torch's default generators, to be put back later on."""
+
+    def __init__(self) -> None:
+        self._state = torch.default_generator.get_state()
+        self._others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+
+    def put_back(self) -> None:
+        """Makes them what they were."""
+        torch.default_generator.set_state(self._state)
+        if self._others is not None:
+            torch.cuda.set_rng_state_all(self._others)

@@ -169,11 +169,6 @@ def number_in(counts: Mapping[str, int], name: str) -> tuple[str, int] | None:
     return (prefix, int(text)) if fine and int(text) <= counts.get(prefix, 0) else None
 
 
-def numbered(counts: Mapping[str, int]) -> list[str]:
-    """The names of several prefixes, one by one."""
-    return [f"{name}-{i + 1}" for name, count in counts.items() for i in range(count)]
-
-
 def few(names: Iterable[str]) -> str:
     """The first names and how many more, for an error."""
     listed = list(names) if not isinstance(names, Names) else names

@@ -19,6 +19,7 @@ from motet.core.messages import Request, Traits
 from motet.core.method import Method, Operation
 from motet.core.middleware import pack_all, unpack_all
 from motet.core.rng import generator, seeded
+from motet.core.secret import Secret
 from motet.core.store import Shelf
 from motet.core.tree import Tree, leaves
 from motet.core.validate import check_declared
@@ -49,12 +50,20 @@ class Site(Learner):
     state: named trees that stay at the site from one call to the next, whatever happens in
         between. Assign to it; do not change what it holds in place, since an operation that fails
         leaves the state as it was.
+    secret: of a site that has a machine of its own.
     """
 
     def __init__(
-        self, spec: SiteSpec, *, seed: int, public: Dataset | None, evaluate: Evaluate | None
+        self,
+        spec: SiteSpec,
+        *,
+        seed: int,
+        public: Dataset | None,
+        evaluate: Evaluate | None,
+        secret: Secret | None = None,
     ) -> None:
         super().__init__(spec.name, seed, spec.build)
+        self.secret = secret
         self.traits = spec.traits
         self.data = spec.data
         self.test = spec.test
@@ -185,9 +194,10 @@ class Door:
         memory: Tree,
     ) -> Passage:
         seed, site, op, tag = self.site.seed, self.site.name, request.op, request.tag
+        make = generator if self.site.secret is None else self.site.secret.generator
 
         def rng(*key: str | int) -> torch.Generator:
-            return generator(seed, site, "guard", guard, op, tag, *key)
+            return make(seed, site, "guard", guard, op, tag, *key)
 
         sends = operation.sends
         return Passage(site, op, tag, request.round, sends, received, own, rng, memory)

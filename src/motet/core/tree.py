@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -36,24 +37,31 @@ DTYPES = frozenset(
         torch.float64,
     }
 )
+_WORTH_SHARING = 2**14  # Bytes; less is copied in no time.
 _INT64 = range(-(2**63), 2**63)
 
 
-def leaves(tree: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Leaf]]:
+def leaves(tree: Any) -> list[tuple[tuple[str, ...], Leaf]]:
     """Every leaf with its path, dict keys in insertion order; raises WireError for a stranger."""
+    found: list[tuple[tuple[str, ...], Leaf]] = []
+    _gather(tree, (), found)
+    return found
+
+
+def _gather(tree: Any, path: tuple[str, ...], found: list[tuple[tuple[str, ...], Leaf]]) -> None:
     if len(path) > MAX_DEPTH:
         raise WireError(f"payload at {_where(path[:3])} ... is nested deeper than {MAX_DEPTH}")
     if isinstance(tree, dict):
         for key, value in tree.items():
             if not isinstance(key, str) or not key:
                 raise WireError(f"payload at {_where(path)} has the key {key!r}; use a name")
-            yield from leaves(value, (*path, key))
+            _gather(value, (*path, key), found)
     elif isinstance(tree, list):
         for i, value in enumerate(tree):
-            yield from leaves(value, (*path, str(i)))
+            _gather(value, (*path, str(i)), found)
     else:
         _check_leaf(tree, path)
-        yield path, tree
+        found.append((path, tree))
 
 
 def _where(path: tuple[str, ...]) -> str:
@@ -104,6 +112,24 @@ def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
+def separate(tree: Any) -> Any:
+    """A copy like ``clone``, made when either side is written to: neither sees the other's changes.
+
+    Most copies are only read, and never made.
+    """
+    return map_tensors(_separate, tree)
+
+
+def _separate(tensor: Tensor) -> Tensor:
+    large = tensor.is_cpu and tensor.nbytes >= _WORTH_SHARING and tensor.is_contiguous()
+    # A part of something larger would hold on to all of it.
+    if large and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        # Memory that is not torch's own, such as numpy's, cannot be shared in this way.
+        with suppress(RuntimeError):
+            return torch._lazy_clone(tensor.detach())
+    return _copy(tensor)
+
+
 def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
     """Weighted mean of trees, leaf by leaf.
 
@@ -133,8 +159,9 @@ def mean(trees: Sequence[Any], weights: Sequence[float]) -> Any:
 
 
 def _mean_tensor(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) > 1:
+    first = tensors[0].shape
+    if any(tensor.shape != first for tensor in tensors):
+        shapes = {tuple(tensor.shape) for tensor in tensors}
         raise WireError(f"cannot average tensors of different shapes {sorted(shapes)}")
     dtype = tensors[0].dtype
     if not dtype.is_floating_point:
@@ -148,7 +175,7 @@ def _mean_tensor(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     for tensor, weight in zip(tensors[1:], weights[1:], strict=True):
         total += weight
         if weight:
-            found.lerp_(tensor.to(wide), weight / total)
+            found.lerp_(tensor if tensor.dtype == wide else tensor.to(wide), weight / total)
     return found.to(dtype)
 
 
@@ -223,13 +250,14 @@ def load(model: nn.Module, weights: Tree, *, partial: bool = False) -> None:
     problems = [f"unexpected {name}" for name in weights if name not in own]
     if not partial:
         problems += [f"missing {name}" for name in own if name not in weights]
-    for name in own.keys() & weights.keys():
-        given = weights[name]
+    for name, given in weights.items():
+        if name not in own:
+            continue
         if not isinstance(given, Tensor) or given.shape != own[name].shape:
             shape = tuple(getattr(given, "shape", ()))
             problems.append(f"{name} has shape {shape}, not {tuple(own[name].shape)}")
     if problems:
         raise WireError(f"weights do not fit: {'; '.join(sorted(problems)[:8])}")
-    with torch.no_grad():
-        for name, value in weights.items():
-            own[name].copy_(value)
+    if weights:
+        with torch.no_grad():
+            torch._foreach_copy_([own[name] for name in weights], list(weights.values()))

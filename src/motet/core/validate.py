@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import torch
@@ -21,18 +22,21 @@ from motet.core.wire import digest
 MAX_LOOSE_NUMBERS = 256
 # The number of rows behind a reply, by which means are weighed.
 SAMPLES = "samples"
-Signature: TypeAlias = tuple[tuple[tuple[str, ...], str, tuple[int, ...]], ...]
+Path: TypeAlias = tuple[str, ...]
+Leaves: TypeAlias = Sequence[tuple[Path, Any]]
+Signature: TypeAlias = tuple[tuple[Path, str, tuple[int, ...]], ...]
 
 
-def check_declared(value: Any, operation: Operation, op: str, site: str) -> None:
+def check_declared(value: Any, operation: Operation, op: str, site: str) -> Leaves:
     """Only declared keys leave: tensors and texts under them, beside them single numbers.
 
-    Raises SiteError naming the key.
+    Returns all leaves. Raises SiteError naming the key.
     """
     if not isinstance(value, dict):
         raise SiteError(f"{op} must return a dict, not {type(value).__name__}")
     loose = 0
-    for path, leaf in leaves(value):
+    found = leaves(value)
+    for path, leaf in found:
         if path[0] in operation.sends:
             continue
         loose += 1
@@ -41,6 +45,7 @@ def check_declared(value: Any, operation: Operation, op: str, site: str) -> None
                 f"{op} at {site} returns {'.'.join(path)}, which its @at_site(sends=...) "
                 "does not declare; declare the key with its kind"
             )
+    return found
 
 
 def row_order(public: Dataset | None) -> str:
@@ -66,8 +71,11 @@ def refused(
     before; they count as having sent the hub's own forms.
     """
     found: dict[str, str] = {}
+    known = Known()
     for site, value in values.items():
-        told = "" if site in sure else alone(site, value, operation, op, received, traits, checks)
+        if site in sure:
+            continue
+        told = alone(site, value, operation, op, received[site], known, traits, checks)
         if told:
             found[site] = told
     for key in _compared(operation):
@@ -86,19 +94,34 @@ def refused(
     return found
 
 
+class Known:
+    """The tensors of what sites were sent, taken apart once for all that were sent the same."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, dict[Path, Tensor]] = {}
+
+    def parts(self, sent: Tree) -> dict[Path, Tensor]:
+        """Path -> tensor of something that stays as it is for as long as this object is used."""
+        if id(sent) not in self._parts:
+            tensors = {path: leaf for path, leaf in leaves(sent) if isinstance(leaf, Tensor)}
+            self._parts[id(sent)] = tensors
+        return self._parts[id(sent)]
+
+
 def alone(
     site: str,
     value: Tree,
     operation: Operation,
     op: str,
-    received: Mapping[str, Tree],
+    received: Tree,
+    known: Known,
     traits: Mapping[str, Traits],
     checks: Mapping[Kind, Callable[[Any], None]],
 ) -> str:
     """Why a reply must not be used, whatever others sent; "" for one that may be."""
     try:
-        check_declared(value, operation, op, site)
-        _check_alone(value, operation, received[site], traits.get(site), checks)
+        parts = check_declared(value, operation, op, site)
+        _check_alone(value, parts, operation, received, known, traits.get(site), checks)
     except (SiteError, WireError) as error:
         return str(error)
     return ""
@@ -120,8 +143,10 @@ def _compared(operation: Operation) -> list[str]:
 
 def _check_alone(
     value: Tree,
+    parts: Leaves,
     operation: Operation,
     received: Tree,
+    known: Known,
     traits: Traits | None,
     checks: Mapping[Kind, Callable[[Any], None]],
 ) -> None:
@@ -136,8 +161,8 @@ def _check_alone(
             f"the reply lacks {missing[0]!r}; a key that may be absent is optional: "
             "@at_site(optional=...)"
         )
-    for path, leaf in leaves(value):
-        _check_finite(leaf, ".".join(path))
+    for path, leaf in parts:
+        _check_finite(leaf, path)
     rows = value.get(SAMPLES, 0)
     if isinstance(rows, bool) or not isinstance(rows, int | float) or rows < 0:
         raise WireError(f"{SAMPLES} is {rows!r}, and should be a number of rows")
@@ -151,18 +176,18 @@ def _check_alone(
         if kind is Kind.METRIC:
             _check_metrics(value[key], key)
         elif kind is Kind.WEIGHTS and isinstance(received.get(key), dict):
-            _check_names(value[key], received[key], key)
+            _check_names(key, parts, known.parts(received[key]))
 
 
-def _check_finite(leaf: Any, where: str) -> None:
+def _check_finite(leaf: Any, path: Path) -> None:
     if isinstance(leaf, Tensor) and leaf.is_floating_point():
         # One pass without a mask of the tensor's size: a sum is finite unless a part is not, or
         # it overflows, which only then is worth a second look.
         total = leaf.sum(dtype=torch.float64 if leaf.dtype == torch.float64 else torch.float32)
-        if not math.isfinite(float(total)) and not bool(torch.isfinite(leaf).all()):
-            raise WireError(f"{where} has values that are infinite or NaN")
+        if not math.isfinite(total.item()) and not bool(torch.isfinite(leaf).all()):
+            raise WireError(f"{'.'.join(path)} has values that are infinite or NaN")
     elif isinstance(leaf, float) and not math.isfinite(leaf):
-        raise WireError(f"{where} is {leaf}")
+        raise WireError(f"{'.'.join(path)} is {leaf}")
 
 
 def _check_metrics(metrics: Any, key: str) -> None:
@@ -177,15 +202,16 @@ def _check_metrics(metrics: Any, key: str) -> None:
         raise WireError(f"{key} should hold [value, number of rows] for every metric")
 
 
-def _check_names(value: Any, sent: Tree, key: str) -> None:
+def _check_names(key: str, parts: Leaves, known: Mapping[Path, Tensor]) -> None:
     """Weights that come back are some of those that were sent, in shape and dtype."""
-    known = {path: leaf for path, leaf in leaves(sent) if isinstance(leaf, Tensor)}
-    for path, leaf in leaves(value):
-        where = ".".join((key, *path))
-        if path not in known:
-            raise WireError(f"{where} was not asked for")
-        if not isinstance(leaf, Tensor) or _form(leaf) != _form(known[path]):
-            raise WireError(f"{where} is {_told(leaf)}, and should be {_told(known[path])}")
+    for path, leaf in parts:
+        if path[0] != key:
+            continue
+        wanted = known.get(path[1:])
+        if wanted is None:
+            raise WireError(f"{'.'.join(path)} was not asked for")
+        if not isinstance(leaf, Tensor) or leaf.shape != wanted.shape or leaf.dtype != wanted.dtype:
+            raise WireError(f"{'.'.join(path)} is {_told(leaf)}, and should be {_told(wanted)}")
 
 
 def _same(value: Any, sent: Any) -> bool:
@@ -195,13 +221,21 @@ def _same(value: Any, sent: Any) -> bool:
 
 def signature(value: Any) -> Signature:
     """Names, dtypes and shapes of all leaves, whatever their order."""
-    return tuple(sorted((path, *_form(leaf)) for path, leaf in leaves(value)))
+    return _in_order(tuple((path, *_form(leaf)) for path, leaf in leaves(value)))
 
 
-def _form(leaf: Any) -> tuple[str, tuple[int, ...]]:
-    if isinstance(leaf, Tensor):
-        return str(leaf.dtype), tuple(leaf.shape)
-    return type(leaf).__name__, ()
+# Most sites send the same form.
+@lru_cache(maxsize=256)
+def _in_order(forms: tuple[tuple[Path, torch.dtype | type, torch.Size], ...]) -> Signature:
+    named = (
+        (path, str(kind) if isinstance(kind, torch.dtype) else kind.__name__, tuple(shape))
+        for path, kind, shape in forms
+    )
+    return tuple(sorted(named))
+
+
+def _form(leaf: Any) -> tuple[torch.dtype | type, torch.Size]:
+    return (leaf.dtype, leaf.shape) if isinstance(leaf, Tensor) else (type(leaf), torch.Size())
 
 
 def _told(leaf: Any) -> str:
@@ -237,3 +271,8 @@ def _difference(form: Signature, common: Signature) -> str:
     name = ".".join(path) or "it"
     verb = "is" if own else "lacks"
     return f"{name} {verb} {dtype.removeprefix('torch.')} {shape}"
+
+
+def unfit_reply(site: str, reason: str) -> str:
+    """Why a site's reply is not used, for the events."""
+    return f"site {site}: its reply is refused: {reason}"

@@ -72,8 +72,7 @@ def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
     if not isinstance(tree, dict):
         raise WireError("the frame's top is not a dict")
     # What came in must be fit to go out again: names, dtypes and numbers as ``encode`` wants them.
-    for _ in leaves(tree):
-        pass
+    leaves(tree)
     return tree
 
 

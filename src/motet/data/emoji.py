@@ -119,7 +119,7 @@ def _keep(
 def _join(
     pictures: Mapping[str, Any], keep: list[int], spoken: Sequence[str], facts: Mapping[str, Any]
 ) -> Dataset:
-    texts = _texts()
+    texts = _texts(tuple(spoken))
     languages, styles = facts["languages"], facts["styles"]
     rows: list[tuple[int, str]] = [
         (i, language)
@@ -179,7 +179,9 @@ def _table(name: str) -> pyarrow.Table:
 
     path = FOLDER / f"emoji-{name}.parquet"
     try:
-        return pyarrow.parquet.read_table(path)
+        # read_table would import pyarrow.dataset, and with it pandas where it is installed.
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.read()
     except (OSError, pyarrow.ArrowInvalid) as error:
         raise _damaged(name, error) from None
 
@@ -200,7 +202,8 @@ def _pictures(size: int) -> Mapping[str, Any]:
     frames = numpy.empty((table.num_rows, size, size, 3), dtype=numpy.uint8)
     for i, picture in enumerate(table["picture"].to_pylist()):
         try:
-            image = Image.open(io.BytesIO(picture)).convert("RGB")
+            # Without the format, every plugin of Pillow would look at each of the thousands.
+            image = Image.open(io.BytesIO(picture), formats=("WEBP",)).convert("RGB")
         except OSError as error:
             raise _damaged("pictures", f"picture {i}: {error}") from None
         if image.size != (size, size):
@@ -210,11 +213,16 @@ def _pictures(size: int) -> Mapping[str, Any]:
     return {**columns, "image": torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()}
 
 
-@lru_cache(maxsize=1)
-def _texts() -> Mapping[tuple[str, str], str]:
-    """(concept, language) -> "label, keyword, keyword ..."."""
+@lru_cache(maxsize=4)
+def _texts(languages: tuple[str, ...]) -> Mapping[tuple[str, str], str]:
+    """(concept, language) -> "label, keyword, keyword ...", in these languages."""
+    import pyarrow
+    import pyarrow.compute
+
     table = _table("texts")
+    # Of some thirty languages most runs want one.
+    wanted = pyarrow.compute.is_in(table["language"], value_set=pyarrow.array(languages))
     return {
         (row["concept"], row["language"]): ", ".join([row["label"], *row["keywords"]])
-        for row in table.to_pylist()
+        for row in table.filter(wanted).to_pylist()
     }

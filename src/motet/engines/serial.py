@@ -17,7 +17,7 @@ from motet.core.method import Method
 from motet.core.roster import Drawn, Roster
 from motet.core.site import Door, Evaluate, Site, SiteSpec
 from motet.core.store import Shelf
-from motet.core.tree import Tree, clone
+from motet.core.tree import Tree, separate
 from motet.core.validate import row_order
 from motet.engines.doors import Doors
 
@@ -65,6 +65,7 @@ class Serial:
         self._doors = Doors(specs, make, live=live, folder=folder)
         self._traits = traits_of(specs, row_order(public))
         self._queue: deque[Request] = deque()
+        self._sized: tuple[Request, int] | None = None
 
     def sites(self) -> Mapping[str, Traits]:
         """All sites by name."""
@@ -78,25 +79,36 @@ class Serial:
         """Runs the oldest request and returns its reply; None when there is none left."""
         if not self._queue:
             return None
-        request = self._queue.popleft()
+        return self._answer(self._queue.popleft())
+
+    def _answer(self, request: Request) -> Reply:
         message = _message(request)
         if self.strict:
             frame = wire.encode(message)
             down = len(frame)
             request = _request(request.site, wire.decode(frame))
         else:
-            down = wire.frame_size(message)
+            down = self._size(request, message)
             # As on a network, neither side may see what the other does to its tensors later on.
-            request = _request(request.site, clone(message))
+            request = _request(request.site, separate(message))
         try:
             value = self._doors[request.site].handle(request)
             if not self.strict:
                 up = wire.frame_size(value)
-                return Reply(request.site, request.tag, clone(value), None, down, up)
+                return Reply(request.site, request.tag, separate(value), None, down, up)
             reply = wire.encode(value)
         except MotetError as error:
             return Reply(request.site, request.tag, None, str(error), down)
         return Reply(request.site, request.tag, wire.decode(reply), None, down, len(reply))
+
+    def _size(self, request: Request, message: Tree) -> int:
+        """Bytes of the question's frame, worked out once for all sites that are asked the same."""
+        if request.own:
+            return wire.frame_size(message)
+        last = self._sized
+        if last is None or last[0].shared is not request.shared or last[0].tag != request.tag:
+            last = self._sized = (request, wire.frame_size(message))
+        return last[1]
 
     def close(self) -> None:
         """Drops what is still queued, and what sites had put away."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 CUTS = (1, 5, 10)
+# Scores that are held at once, 64 MB.
+WHOLE = 1 << 24
 
 
 def best_ranks(
@@ -19,11 +21,15 @@ def best_ranks(
     """
     ranks = torch.empty(len(queries), dtype=torch.int64)
     for start in range(0, len(queries), block):
-        scores = queries[start : start + block] @ gallery.T
         positive = query_ids[start : start + block, None] == gallery_ids[None, :]
-        best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
-        ranks[start : start + block] = (~(scores < best) & ~positive).sum(dim=1)
+        ranks[start : start + block] = _ranks(queries[start : start + block] @ gallery.T, positive)
     return ranks
+
+
+def _ranks(scores: Tensor, positive: Tensor) -> Tensor:
+    """The rank of each row's best positive: scores, positive [q, g] -> int64 [q]."""
+    best = scores.masked_fill(~positive, -torch.inf).amax(dim=1, keepdim=True)
+    return (~(scores < best) & ~positive).sum(dim=1)
 
 
 def recall(ranks: Tensor, cut: int) -> float:
@@ -42,8 +48,13 @@ def retrieval_metrics(
     """
     left = torch.arange(len(image)) if image_ids is None else image_ids
     right = torch.arange(len(text)) if text_ids is None else text_ids
-    i2t = best_ranks(image, text, left, right)
-    t2i = best_ranks(text, image, right, left)
+    if len(image) * len(text) <= WHOLE:
+        # One product serves both directions.
+        scores, positive = image @ text.T, left[:, None] == right[None, :]
+        i2t, t2i = _ranks(scores, positive), _ranks(scores.T, positive.T)
+    else:
+        i2t = best_ranks(image, text, left, right)
+        t2i = best_ranks(text, image, right, left)
     metrics: dict[str, float] = {}
     for name, ranks in (("i2t", i2t), ("t2i", t2i)):
         for cut in CUTS:
@@ -83,8 +94,6 @@ def category_share(image: Tensor, text: Tensor, labels: Tensor, *, cut: int = 10
     image, text: [n, d], row k of one belongs to row k of the other. labels: int64 [n].
     """
     depth = min(cut, len(image))
-    shares = []
-    for queries, gallery in ((image, text), (text, image)):
-        top = (queries @ gallery.T).topk(depth, dim=1).indices
-        shares.append((labels[top] == labels[:, None]).double().mean())
-    return 100.0 * float(sum(shares)) / 2
+    scores = image @ text.T
+    top = torch.stack([both.topk(depth, dim=1).indices for both in (scores, scores.T)])
+    return 100.0 * float((labels[top] == labels[:, None]).double().mean())

@@ -8,22 +8,20 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 
-from motet.core import ConfigError, Dataset, Facts, SiteSpec, wire
+from motet.core import ConfigError, Dataset, Facts, SiteSpec
 from motet.core.graph import GRAPH
-from motet.core.groups import frozen_names
-from motet.core.mould import Mould
-from motet.core.rng import generator, numpy_generator, seeded
-from motet.core.roster import Drawn, Names, number_in, numbered
+from motet.core.rng import generator, numpy_generator
+from motet.core.roster import Drawn, Names, number_in
 from motet.data import load_data
 from motet.data.partition import Draw
 from motet.data.public import one_per_unit, split_concepts
 from motet.data.registry import options_of
 from motet.experiment import rows as choose
+from motet.experiment.casting import Models
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
-from motet.models.registry import ModelSpec, build_model
+from motet.models.registry import ModelSpec
 from motet.protect.poison import poisoned
 
 # Sites of a population that draws its rows which are kept beside those that are at work.
@@ -65,33 +63,71 @@ class Parties:
         )
 
 
+def site_names(experiment: Experiment) -> list[str]:
+    """The names of all sites of a recipe, in its order."""
+    return [f"{p.name}-{number + 1}" for p in experiment.populations for number in range(p.count)]
+
+
 def build_parties(experiment: Experiment) -> Parties:
     """Loads the data, shares them out and prepares every party; raises DataError, ConfigError.
 
     Sites of a population that draws its rows are made when they are asked for, each time anew.
     """
     test, public, private = share_out(experiment)
-    models = _Models(experiment, public)
+    models = Models(experiment, public)
     made = _Made(experiment, private, test, models)
-    sites, known = made.sites(), made.known()
+    pooled = _pool(experiment, made) if experiment.method.pools_private_rows else None
+    return _parties(experiment, models, made.sites(), made.known(), test, pooled)
+
+
+def hub_parties(experiment: Experiment) -> Parties:
+    """What the hub has of a run whose sites are elsewhere: everything but their rows.
+
+    Raises ConfigError for methods, and parts of a recipe, that only a simulation has.
+    """
+    name = type(experiment.method).__name__
+    if experiment.method.pools_private_rows:
+        raise ConfigError(f"{name} pools the sites' rows, which only a simulation can; motet run")
+    for part in ("attack", "clients", "faults"):
+        if getattr(experiment, part) is not None:
+            raise ConfigError(f"{part}: only a simulation has it; leave it out of this recipe")
+    test, public, private = share_out(experiment)
+    models = Models(experiment, public)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    known: list[tuple[SiteSpec, int]] = []
+    for population in experiment.populations:
+        rows = private.only(_known(population, private)).take(nothing)
+        for number in range(population.count):
+            site = _spec(population, number, rows, None, models)
+            known.append((site, _classes(population, rows)))
+    return _parties(experiment, models, [site for site, _ in known], known, test, None)
+
+
+def _parties(
+    experiment: Experiment,
+    models: Models,
+    sites: Sequence[SiteSpec],
+    known: Sequence[tuple[SiteSpec, int]],
+    test: Dataset,
+    pooled: Dataset | None,
+) -> Parties:
+    """known: sites with their classes, at least one for each kind of site that there is."""
     heads = {site.name: classes for site, classes in known}
     build = None
     if experiment.server is not None:
         heads["hub"] = len(test.classes) if experiment.classify else 0
         build = models.builder(experiment.server, None, heads["hub"], "hub")
-    pooled = _pool(experiment, made) if experiment.method.pools_private_rows else None
     held = {site.name: site.data.modalities for site, _ in known}
     encoders = _encoders(experiment, [site for site, _ in known])
-    return Parties(
-        sites, public, test, pooled, build, encoders, heads, experiment.common_start, held
-    )
+    common = experiment.common_start
+    return Parties(sites, models.public, test, pooled, build, encoders, heads, common, held)
 
 
 class _Made:
     """The sites of a recipe: those that share rows out at once, those that draw them on demand."""
 
     def __init__(
-        self, experiment: Experiment, private: Dataset, test: Dataset, models: _Models
+        self, experiment: Experiment, private: Dataset, test: Dataset, models: Models
     ) -> None:
         self._experiment = experiment
         self._test = test
@@ -101,7 +137,7 @@ class _Made:
             p.name: p for p in populations if p.missing is None and isinstance(p.partition, Draw)
         }
         counts = {p.name: p.count for p in populations}
-        self.names = Names(counts) if self.drawn else sorted(numbered(counts))
+        self.names = Names(counts) if self.drawn else sorted(site_names(experiment))
         attack, seed = experiment.attack, experiment.seed
         self._liars = frozenset() if attack is None else attack.attackers(self.names, seed)
         self._ready: dict[str, SiteSpec] = {}
@@ -153,54 +189,6 @@ class _Made:
         # What they are tested on, and how many rows they have, attackers do not change.
         turned = poisoned(made.attack, site.data, site.name, self._liars, made.seed)
         return replace(site, data=turned)
-
-
-class _Models:
-    """Builds the parties' models; what is frozen in them is held once."""
-
-    def __init__(self, experiment: Experiment, public: Dataset | None) -> None:
-        self.seed = experiment.seed
-        self.common = experiment.common_start
-        self.transform = experiment.method.transform
-        self.public = public
-        self.frozen: dict[str, torch.Tensor] = {}
-        # Parties with equal models have one mould.
-        self.moulds: dict[tuple[Any, ...], Mould[MultimodalModel]] = {}
-
-    def builder(
-        self, spec: ModelSpec, modalities: Sequence[str] | None, classes: int, party: str
-    ) -> Callable[[], MultimodalModel]:
-        """A function that builds this party's model, equal at every call."""
-        key = (self.seed, "model") if self.common else (self.seed, party, "model")
-        # The recipe holds its specifications for as long as there is anything to build.
-        equal = (id(spec), None if modalities is None else tuple(modalities), classes)
-        if equal in self.moulds:
-            return self.moulds[equal]
-
-        def build() -> MultimodalModel:
-            model = build_model(spec, modalities, classes, generator(*key))
-            if self.public is not None:
-                model.calibrate(self.public)
-            with seeded(*key, "transform"):
-                made = self.transform(model)
-            share_frozen(made, self.frozen)
-            assert isinstance(made, MultimodalModel)
-            return made
-
-        if not self.common:
-            return build
-        self.moulds[equal] = Mould(build)
-        return self.moulds[equal]
-
-
-def share_frozen(model: nn.Module, pool: dict[str, torch.Tensor]) -> None:
-    """Has the model hold frozen tensors that another one holds already, in place of its own."""
-    frozen = frozen_names(model)
-    for path, module in model.named_modules():
-        for slots in (module._parameters, module._buffers):
-            for name, value in slots.items():
-                if value is not None and f"{path}.{name}".lstrip(".") in frozen:
-                    value.data = pool.setdefault(wire.digest({"value": value.detach()}), value.data)
 
 
 def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]:
@@ -276,7 +264,7 @@ def _site(
     number: int,
     data: Dataset,
     test: Dataset,
-    models: _Models,
+    models: Models,
 ) -> SiteSpec:
     seed, name = experiment.seed, f"{population.name}-{number + 1}"
     if experiment.data.scrambled:
@@ -292,7 +280,7 @@ def _site(
 
 
 def _spec(
-    population: Population, number: int, data: Dataset, test: Dataset | None, models: _Models
+    population: Population, number: int, data: Dataset, test: Dataset | None, models: Models
 ) -> SiteSpec:
     name = f"{population.name}-{number + 1}"
     spec = population.models[number % len(population.models)]
@@ -308,7 +296,7 @@ def site_maker(
     For who knows these sites' rows alone: models are those of ``build_parties``. It raises
     ConfigError for a name that the recipe does not have.
     """
-    models = _Models(experiment, public)
+    models = Models(experiment, public)
 
     def make(name: str, data: Dataset, test: Dataset | None) -> SiteSpec:
         population, number = find_site(experiment, name)

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from motet.core.about import one_line as one_line
 from motet.core.kinds import Kind
 from motet.core.method import Method
 from motet.core.store import write_atomic
@@ -150,11 +151,6 @@ def family_of(cls: type[Method]) -> str:
 def source_of(cls: type) -> str:
     """Where the class stands in the source tree, from its top."""
     return f"src/{cls.__module__.replace('.', '/')}.py"
-
-
-def one_line(text: str | None) -> str:
-    """The first paragraph of a docstring as one line."""
-    return " ".join(inspect.cleandoc(text or "").split("\n\n")[0].split())
 
 
 def fields_table(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import ConfigError
-from motet.experiment.spec import read_recipe
+from motet.experiment.reading import read_recipe
 
 # Inside an installed package recipes lie beside the modules, in a checkout at its top.
 _PLACES = (

@@ -9,6 +9,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,20 +91,23 @@ def run(
     listeners: Sequence[Callable[[Event], None]] = (),
     parties: Parties | None = None,
     wrap: Wrap | None = None,
+    engine: Engine | None = None,
 ) -> Result:
     """Runs an experiment to its end.
 
     folder: where recipe, events, checkpoints, metrics and weights go; None keeps all in memory.
     A folder that holds the same recipe unfinished is resumed, one with another recipe refused.
     listeners: called with every event. wrap: puts something between hub and engine, such as an
-    auditor's tap. Raises MotetError.
+    auditor's tap. engine: reaches sites that are elsewhere, in their own time; None simulates them
+    as the recipe says, on a simulated clock where it wants one. Raises MotetError.
     """
     if not isinstance(experiment, Experiment):
         experiment = parse_experiment(experiment)
     threads = torch.get_num_threads()
     torch.set_num_threads(experiment.engine.threads)
     try:
-        return _run(experiment, None if folder is None else Path(folder), listeners, parties, wrap)
+        place = None if folder is None else Path(folder)
+        return _run(experiment, place, listeners, parties, wrap, engine)
     finally:
         torch.set_num_threads(threads)
 
@@ -120,6 +124,7 @@ def _run(
     listeners: Sequence[Callable[[Event], None]],
     parties: Parties | None,
     wrap: Wrap | None,
+    engine: Engine | None,
 ) -> Result:
     parties = parties or build_parties(experiment)
     experiment.method.check(parties.facts)
@@ -127,10 +132,10 @@ def _run(
         experiment.method, len(parties.sites), _cohort(experiment), experiment.attack
     )
     if folder is None:
-        return _run_in(None, experiment, parties, listeners, wrap)
+        return _run_in(None, experiment, parties, listeners, wrap, engine)
     _open_folder(folder, experiment)
     with _locked(folder):
-        return _run_in(folder, experiment, parties, listeners, wrap)
+        return _run_in(folder, experiment, parties, listeners, wrap, engine)
 
 
 def _run_in(
@@ -139,11 +144,12 @@ def _run_in(
     parties: Parties,
     listeners: Sequence[Callable[[Event], None]],
     wrap: Wrap | None,
+    engine: Engine | None,
 ) -> Result:
     events = Events(None if folder is None else folder / EVENTS)
     for listener in listeners:
         events.listen(listener)
-    fed = _federation(experiment, parties, folder, events, wrap)
+    fed = _federation(experiment, parties, folder, events, wrap, engine)
     try:
         fed.start()
     except MotetError as error:
@@ -168,21 +174,12 @@ def _federation(
     folder: Path | None,
     events: Events,
     wrap: Wrap | None = None,
+    engine: Engine | None = None,
 ) -> Federation:
     protection = protection_of(experiment, parties)
-    again = wrap is not None or experiment.faults is not None or experiment.engine.retries > 0
-    engine = _engine(experiment, parties, folder, protection, again)
-    if experiment.attack is not None:
-        engine = Hostile(
-            engine,
-            experiment.attack,
-            experiment.method,
-            seed=experiment.seed,
-            protection=protection,
-            events=events,
-            folder=folder,
-        )
-    engine = _under(experiment, engine, events)
+    if engine is None:
+        repeats = wrap is not None or experiment.faults is not None or experiment.engine.retries > 0
+        engine = _simulated(experiment, parties, folder, events, protection, repeats)
     return Federation(
         engine if wrap is None else wrap(engine),
         experiment.method,
@@ -197,6 +194,29 @@ def _federation(
         protection=protection,
         patience=Patience(experiment.engine.timeout, experiment.engine.retries),
     )
+
+
+def _simulated(
+    experiment: Experiment,
+    parties: Parties,
+    folder: Path | None,
+    events: Events,
+    protection: Protection,
+    repeats: bool,
+) -> Engine:
+    """All that a recipe says of how its sites are reached, with what attackers do to it."""
+    engine = _engine(experiment, parties, folder, protection, events, repeats)
+    if experiment.attack is not None:
+        engine = Hostile(
+            engine,
+            experiment.attack,
+            experiment.method,
+            seed=experiment.seed,
+            protection=protection,
+            events=events,
+            folder=folder,
+        )
+    return _under(experiment, engine, events)
 
 
 def _under(experiment: Experiment, engine: Engine, events: Events) -> Engine:
@@ -218,6 +238,7 @@ def _engine(
     parties: Parties,
     folder: Path | None,
     protection: Protection,
+    events: Events,
     repeats: bool,
 ) -> Engine:
     sites = None if folder is None else folder / "sites"
@@ -226,7 +247,13 @@ def _engine(
         from motet.experiment.worker import processes
 
         return processes(experiment, parties, sites)
-    return Serial(
+    kind: Callable[..., Serial] = Serial
+    if experiment.engine.name in ("coalesced", "auto"):
+        from motet.engines.coalesced import Auto, Coalesced
+
+        found = Auto if experiment.engine.name == "auto" else Coalesced
+        kind = partial(found, events=events)
+    return kind(
         parties.sites,
         experiment.method,
         seed=experiment.seed,

@@ -17,6 +17,7 @@ from motet.agent.host import Host
 from motet.agent.memory import Memory
 from motet.agent.policy import MEGABYTE, Policy
 from motet.agent.protocol import recipe_digest
+from motet.agent.secret import own_secret
 from motet.agent.server import Server, alone, listen
 from motet.core import ConfigError, DataError, Dataset, SiteSpec
 from motet.core.prepared import Prepared
@@ -157,7 +158,13 @@ def host_of(site: SiteFile) -> Host:
     # What belongs to another recipe is no state of this one.
     own = site.state / recipe
     door = Door(
-        Site(spec, seed=experiment.seed, public=public, evaluate=evaluate),
+        Site(
+            spec,
+            seed=experiment.seed,
+            public=public,
+            evaluate=evaluate,
+            secret=own_secret(site.state),
+        ),
         experiment.method,
         shelf=Shelf(own / "checkpoints"),
         protection=site_protection(experiment, sum(p.count for p in experiment.populations)),

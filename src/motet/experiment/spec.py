@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -15,6 +14,7 @@ from motet.data.partition import Iid, Partition
 from motet.engines.clock import ClientProfiles
 from motet.engines.faults import FaultSpec
 from motet.experiment.explain import explain
+from motet.experiment.reading import read_recipe as read_recipe
 from motet.methods.registry import method_class
 from motet.models.registry import ModelSpec
 from motet.protect.attack_spec import AttackSpec
@@ -82,8 +82,10 @@ class Population(Spec):
 class EngineSpec(Spec):
     """What carries the messages."""
 
-    name: Literal["serial", "processes"] = Field(
-        "serial", description="serial, or processes: sites in several processes of this machine"
+    name: Literal["serial", "processes", "coalesced", "auto"] = Field(
+        "serial",
+        description="serial; processes: sites in several processes of this machine; coalesced: "
+        "equal fits of several sites in one loop; auto: the same where it is worth it",
     )
     processes: int | None = Field(
         None, ge=1, description="number of processes; null for as many as there are cores"
@@ -189,22 +191,6 @@ def parse_experiment(values: Any, where: str = "") -> Experiment:
     except ValidationError as error:
         prefix = f"{where}: " if where else ""
         raise ConfigError(prefix + explain(error, "", Experiment)) from None
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The plain values of a YAML recipe; raises ConfigError naming file and line."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no recipe {path}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line} is not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold fields such as method and populations")
-    return values
 
 
 def with_settings(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class CreamFL(Method):
             return fed.public, None
         order = torch.randperm(len(fed.public), generator=fed.rng("public"))
         rows = order[: self.public_rows].sort().values
-        return fed.public.take(rows), rows
+        return fed.prepared(fed.public).take(rows), rows
 
     def embed_classes(self, fed: Federation) -> Tensor:
         """The server's embeddings of the class names: [classes, d]."""
@@ -131,10 +131,9 @@ class CreamFL(Method):
     ) -> Tree:
         public = site.public.only(site.modalities)
         if rows is not None:
-            public = public.take(rows)
-        ours = {"image": image, "text": text}
-        before = encode_all(site, public)
-        loss = self.contrast_loss(public, ours, before)
+            public = site.prepared(public).take(rows)
+        before = self.before(site, public) if self.intra else {}
+        loss = self.contrast_loss(public, {"image": image, "text": text}, before)
         for epoch in range(self.private.epochs):
             if self.private_passes:
                 self.private.train(site, epoch, anchors, self.anchor_tau)
@@ -143,7 +142,16 @@ class CreamFL(Method):
                 site.fit(loss, batches, self.private.optimizer(site))
         if anchors is not None:
             site.state["anchors"] = anchors
-        return {**encode_all(site, public), "samples": len(site.data)}
+        upload = encode_all(site, public)
+        if self.intra:
+            site.state["upload"] = {"rows": public.rows, "of": upload}
+        return {**upload, "samples": len(site.data)}
+
+    def before(self, site: Site, public: Dataset) -> Tree:
+        """The site's representations as it enters the round: modality -> [n, d]."""
+        last: Tree = site.state.get("upload", {"rows": public.rows[:0]})
+        # The model is still the one that encoded the last upload: equal rows, equal bits.
+        return last["of"] if torch.equal(last["rows"], public.rows) else encode_all(site, public)
 
     @at_site(sends={"metrics": Kind.METRIC}, keeps="model")
     def evaluate(self, site: Site, weights: Tree | None = None) -> Tree:

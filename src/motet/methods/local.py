@@ -21,7 +21,7 @@ from motet.core import (
     Replies,
     Site,
 )
-from motet.core.learner import Adjust, Learner, Loss
+from motet.core.learner import Adjust, Learner, Loss, skips_unlabelled
 from motet.core.optim import Optimizer
 from motet.methods.parts import Part, Quorum
 
@@ -36,6 +36,7 @@ def weight_key(weighting: Weighting) -> str | None:
     return "samples" if weighting == "samples" else None
 
 
+@skips_unlabelled
 def classify(model: nn.Module, batch: Batch) -> Tensor:
     """Mean cross-entropy of the batch's labels; a label of -100 does not count."""
     logits = model(batch).logits
@@ -43,10 +44,9 @@ def classify(model: nn.Module, batch: Batch) -> Tensor:
         raise ConfigError("this method classifies, and the model has no class head: classify: true")
     if batch.labels is None:
         raise DataError("this method classifies, and these rows have no labels")
-    if not bool((batch.labels >= 0).any()):
-        # Nothing to learn from, but still a loss that a step can be taken on.
-        return 0 * logits.sum()
-    return F.cross_entropy(logits, batch.labels)
+    # Without labels there is nothing to learn from, but still a loss that a step can be taken on.
+    counted = (batch.labels >= 0).sum().clamp(min=1)
+    return F.cross_entropy(logits, batch.labels, reduction="sum") / counted
 
 
 class LocalSGD(Part):

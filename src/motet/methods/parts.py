@@ -64,7 +64,10 @@ class PairLoss(Part):
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean (infonce) or sum (soft) over the rows that have both modalities; 0 without any."""
-        features = model(batch).features
+        return self.of(model(batch).features, model, batch)
+
+    def of(self, features: Mapping[str, Tensor], model: nn.Module, batch: Batch) -> Tensor:
+        """The same, of what the model has made of the batch already: modality -> [n, d]."""
         both = batch.present["image"] & batch.present["text"]
         image, text = features["image"], features["text"]
         if not bool(both.any()):
@@ -135,7 +138,7 @@ class Distil(Part):
                 total = total + squared_distance(features[name], target[at], factor)
             total = self.weight * total
             if self.task_weight:
-                total = total + self.task_weight * task(model, batch)
+                total = total + self.task_weight * task.of(features, model, batch)
             return total
 
         optimizer = fed.optimizer("distil", Adam(self.lr), clip=self.clip)

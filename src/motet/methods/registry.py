@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from motet.core.about import paragraphs
 from motet.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,3 +85,14 @@ def method_class(name: str) -> type[Method]:
         raise ConfigError(f"there is no method {name!r}; write one of {', '.join(method_names())}")
     loaded: type[Method] = others[name].load()
     return loaded
+
+
+def about_method(name: str) -> dict[str, str]:
+    """The ``about()`` of a method; one of Motet's own is read and not imported, for the list."""
+    module, _, attribute = METHODS.get(name, "").partition(":")
+    spec = find_spec(module) if module else None
+    if spec is None or spec.origin is None:
+        return method_class(name).about()
+    tree = ast.parse(Path(spec.origin).read_bytes())
+    found = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == attribute]
+    return paragraphs(ast.get_docstring(found[0])) if found else method_class(name).about()

@@ -135,8 +135,11 @@ def _prepared(data: Dataset, name: str, encoder: Encoder) -> Tensor:
     column = data.columns[name]
     key = (id(column), encoder.key)
     if key not in data.cache:
-        # The column is kept beside it, so that no other one can take over its id.
-        data.cache[key] = (column, encoder.prepare(column))
+        # The column is kept beside it, so that no other one can take over its id. What is prepared
+        # stays as it is when it is prepared again.
+        ready = encoder.prepare(column)
+        data.cache[key] = (column, ready)
+        data.cache[id(ready), encoder.key] = (ready, ready)
     prepared: Tensor = data.cache[key][1]
     return prepared
 

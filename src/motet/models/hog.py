@@ -7,10 +7,12 @@ Detection", CVPR 2005; coarser, with one normalisation over the whole picture.
 from __future__ import annotations
 
 import math
+from collections.abc import MutableMapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 
 from motet.core.batch import Column
 from motet.models.base import Encoder
@@ -27,6 +29,8 @@ FINE_WEIGHT = 0.5
 BLOCKS = (CELLS**2 * ORIENTATIONS, 3 * CELLS**2, 3 * FINE**2)
 FEATURES = sum(BLOCKS)
 _CHUNK = 512
+# All sites calibrate on the same public pictures: their features, for as long as those live.
+_calibrated_on: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
 
 
 class HogMLP(Encoder):
@@ -56,7 +60,10 @@ class HogMLP(Encoder):
 
     def calibrate(self, column: Column) -> None:
         """Takes mean and spread of each feature from public pictures."""
-        features = self.prepare(column)
+        pictures = pictures_of(column)
+        if pictures not in _calibrated_on:
+            _calibrated_on[pictures] = self.prepare(pictures)
+        features = _calibrated_on[pictures]
         mean = features.mean(dim=0)
         variance = (features - mean).square().mean(dim=0)
         floors = [block.mean().sqrt().expand(len(block)) / 10 for block in variance.split(BLOCKS)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -21,136 +20,29 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from motet.core.errors import ConfigError
 from motet.core.rng import seeded
 from motet.models.base import Encoder, MultimodalModel
+from motet.models.known import BY_NAME, ENTRY_POINTS, EncoderInfo
+from motet.models.known import list_encoders as list_encoders
 
-ENTRY_POINTS = "motet.encoders"
-
-
-@dataclass(frozen=True)
-class EncoderInfo:
-    """One encoder as the list shows it; ``target`` is "module:Class" and is imported on use."""
-
-    name: str
-    modality: str
-    about: str
-    source: str
-    target: str
-
-
-_KNOWN = (
-    EncoderInfo(
-        "hog-mlp",
-        "image",
-        "gradient histograms and mean colours, MLP on top",
-        "Dalal and Triggs, CVPR 2005",
-        "motet.models.hog:HogMLP",
-    ),
-    EncoderInfo(
-        "hashed-mlp",
-        "text",
-        "hashed words and character trigrams, MLP on top",
-        "Weinberger et al., ICML 2009",
-        "motet.models.hashed:HashedMLP",
-    ),
-    EncoderInfo(
-        "resnet-gn",
-        "image",
-        "small residual network with GroupNorm, from scratch",
-        "He et al., CVPR 2016",
-        "motet.models.resnet:ResNetGN",
-    ),
-    EncoderInfo(
-        "pixel-mlp",
-        "image",
-        "fully connected layers on the pixels",
-        "McMahan et al., AISTATS 2017",
-        "motet.models.pixels:PixelMLP",
-    ),
-    EncoderInfo(
-        "cnn",
-        "image",
-        "small CNN with a choice of norm, from scratch",
-        "LeCun et al., Proc. IEEE 1998",
-        "motet.models.pixels:CNN",
-    ),
-    EncoderInfo(
-        "gcn",
-        "graph",
-        "graph convolutions over the nodes of a batch (extra: graph)",
-        "Kipf and Welling, ICLR 2017",
-        "motet.models.gcn:GCN",
-    ),
-    EncoderInfo(
-        "vit",
-        "image",
-        "vision transformer, from scratch or pre-trained",
-        "Dosovitskiy et al., ICLR 2021",
-        "motet.models.vit:ViT",
-    ),
-    EncoderInfo(
-        "random-features",
-        "image",
-        "frozen random ReLU features of the pixels, one width of them",
-        "Rahimi and Recht, NeurIPS 2008",
-        "motet.models.random_features:RandomFeatures",
-    ),
-    EncoderInfo(
-        "efficientnet-lite0",
-        "image",
-        "frozen ImageNet trunk, MLP on top (extra: pretrained)",
-        "Tan and Le, ICML 2019",
-        "motet.models.efficientnet:EfficientNetMLP",
-    ),
-    EncoderInfo(
-        "gru",
-        "text",
-        "word pieces through a recurrent network (extra: text)",
-        "Cho et al., EMNLP 2014",
-        "motet.models.text:GRUText",
-    ),
-    EncoderInfo(
-        "transformer",
-        "text",
-        "word pieces through a small transformer (extra: text)",
-        "Vaswani et al., NeurIPS 2017",
-        "motet.models.text:TransformerText",
-    ),
-    EncoderInfo(
-        "minilm",
-        "text",
-        "frozen sentence encoder, MLP on top (extra: pretrained)",
-        "Wang et al., NeurIPS 2020",
-        "motet.models.minilm:MiniLMMLP",
-    ),
-)
 _PLAIN = {
     "extra_forbidden": "there is no such option",
     "model_type": "write an encoder's name, or a mapping with name and options",
     "missing": "is missing; write an encoder's name",
 }
 _COMPLETE = ("value_error", "extra_forbidden", "missing")
-_BY_NAME = {info.name: info for info in _KNOWN}
-
-
-def list_encoders() -> tuple[EncoderInfo, ...]:
-    """All encoders by name: Motet's own and those of installed packages."""
-    others = []
-    for entry in entry_points(group=ENTRY_POINTS):
-        if entry.name not in _BY_NAME:
-            others.append(_described(entry))
-    return tuple(sorted([*_KNOWN, *others], key=lambda info: info.name))
 
 
 @cache
 def encoder_class(name: str) -> type[Encoder]:
     """The class of this name; raises ConfigError that lists the names there are."""
-    if name not in _BY_NAME:
+    if name not in BY_NAME:
         return _from_entry_points(name)
-    module, _, attribute = _BY_NAME[name].target.partition(":")
+    module, _, attribute = BY_NAME[name].target.partition(":")
     cls: type[Encoder] = getattr(import_module(module), attribute)
     return cls
 
 
-def _described(entry: EntryPoint) -> EncoderInfo:
+def described(entry: EntryPoint) -> EncoderInfo:
+    """What the list shows of an installed package's encoder, which is loaded for it."""
     source = entry.dist.name if entry.dist else entry.module
     try:
         cls = _from_entry_points(entry.name)
@@ -163,7 +55,7 @@ def _described(entry: EntryPoint) -> EncoderInfo:
 def _from_entry_points(name: str) -> type[Encoder]:
     found = entry_points(group=ENTRY_POINTS)
     if name not in found.names:
-        names = ", ".join(sorted({*_BY_NAME, *found.names}))
+        names = ", ".join(sorted({*BY_NAME, *found.names}))
         raise ConfigError(f"there is no encoder {name!r}; write one of {names}")
     entry = found[name]
     try:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+# Public rows up to which a batch's similarities are one matrix.
+COLUMNS = 4096
 
 
 def inter_contrast(z: Tensor, other: Tensor, index: Tensor, tau: float = 0.5) -> Tensor:
@@ -15,8 +20,48 @@ def inter_contrast(z: Tensor, other: Tensor, index: Tensor, tau: float = 0.5) ->
     z: [b, d] local embeddings. other: [P, d] global representations of the other modality,
     constants. index: int64 [b], the public position of each row of ``z``. Returns the mean of
     -log softmax(z . other / tau) at the own row. CreamFL, section 3.2, inter-modal contrast.
+
+    No b x P matrix is held where P is large, neither forwards nor backwards.
     """
-    return F.cross_entropy(z @ other.detach().T / tau, index)
+    other = other.detach()
+    if len(other) <= COLUMNS:
+        return F.cross_entropy(z @ other.T / tau, index)
+    own = (z * other[index]).sum(dim=1) / tau
+    lse: Tensor = _LogNormaliser.apply(z, other, tau)  # type: ignore[no-untyped-call]
+    return (lse - own).mean()
+
+
+class _LogNormaliser(torch.autograd.Function):
+    """log sum_j exp(z . other_j / tau) of each row: [b, d] and [P, d] -> [b]; other is constant.
+
+    Its gradient, the mean of the other rows under the softmax, comes out of the same pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, other: Tensor, tau: float) -> Tensor:
+        top = z.new_full((len(z), 1), -torch.inf)
+        total, mean = torch.zeros_like(top), torch.zeros_like(z)
+        buffer = z.new_empty(len(z), COLUMNS)
+        for columns in other.split(COLUMNS):
+            logits = torch.mm(z, columns.T, out=buffer[:, : len(columns)]).div_(tau)
+            top, shrink = _raised(top, logits)
+            exps = logits.sub_(top).exp_()
+            total = total * shrink + exps.sum(dim=1, keepdim=True)
+            mean.mul_(shrink).addmm_(exps, columns)
+        ctx.save_for_backward(mean.div_(total * tau))
+        return (total.log_() + top).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return grad.unsqueeze(1) * slope, None, None
+
+
+def _raised(top: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each row so far, [n, 1], and what a sum of exponentials shrinks by."""
+    raised = torch.maximum(top, logits.amax(dim=1, keepdim=True))
+    return raised, (top - raised).exp_()
 
 
 def intra_contrast(z: Tensor, same: Tensor, previous: Tensor, tau: float = 0.5) -> Tensor:
@@ -32,33 +77,31 @@ def intra_contrast(z: Tensor, same: Tensor, previous: Tensor, tau: float = 0.5) 
 
 
 def gca_scores(
-    local: Tensor, other: Tensor, *, temperature: float = 1.0, block: int = 512
+    local: Tensor, other: Tensor, *, temperature: float = 1.0, block: int = 1024
 ) -> Tensor:
     """How well each local row finds its partner among all global rows of the other modality.
 
     local, other: [P, d]. Returns [P]: log softmax_j(local_k . other_j / temperature) at j = k,
-    over all P. Works on ``block`` rows at a time: no P x P matrix is ever held.
-    CreamFL, section 3.3; code's form (the sum includes j = k).
+    over all P. Works on ``block`` rows by 2 ``block`` columns at a time: no P x P matrix is ever
+    held, nor one that leaves the cache. CreamFL, section 3.3; code's form (the sum includes j = k).
     """
-    count = len(local)
-    scores = local.new_empty(count)
-    logits = local.new_empty(min(block, count), count)
-    partner = other.T
-    for start in range(0, count, block):
+    scores = local.new_empty(len(local))
+    buffer = local.new_empty(block * 2 * block)
+    for start in range(0, len(local), block):
         rows = local[start : start + block]
-        part = logits[: len(rows)]
-        torch.mm(rows, partner, out=part)
-        if temperature != 1.0:
-            part.div_(temperature)
-        own = part.diagonal(offset=start).clone()
-        scores[start : start + len(rows)] = own - _logsumexp_(part)
+        top, total = rows.new_full((len(rows), 1), -torch.inf), rows.new_zeros(len(rows))
+        for left in range(0, len(other), 2 * block):
+            columns = other[left : left + 2 * block]
+            logits = buffer[: len(rows) * len(columns)].view(len(rows), len(columns))
+            torch.mm(rows, columns.T, out=logits)
+            if temperature != 1.0:
+                logits.div_(temperature)
+            if left <= start < left + 2 * block:
+                scores[start : start + block] = logits.diagonal(offset=start - left)
+            top, shrink = _raised(top, logits)
+            total.mul_(shrink.squeeze(1)).add_(logits.sub_(top).exp_().sum(dim=1))
+        scores[start : start + block] -= total.log_() + top.squeeze(1)
     return scores
-
-
-def _logsumexp_(logits: Tensor) -> Tensor:
-    """Row-wise log-sum-exp that uses up its argument: [n, m] -> [n]."""
-    top = logits.amax(dim=1, keepdim=True)
-    return logits.sub_(top).exp_().sum(dim=1).log_() + top.squeeze(1)
 
 
 def gca_weights(scores: Tensor) -> Tensor:
@@ -67,7 +110,7 @@ def gca_weights(scores: Tensor) -> Tensor:
 
 
 def gca(
-    locals_: Sequence[Tensor], other: Tensor, *, temperature: float = 1.0, block: int = 512
+    locals_: Sequence[Tensor], other: Tensor, *, temperature: float = 1.0, block: int = 1024
 ) -> tuple[Tensor, Tensor]:
     """Global-local contrastive aggregation of one modality.
 
@@ -127,6 +170,8 @@ def shifted_cross_entropy(logits: Tensor, labels: Tensor, margin: float = 4.0) -
 
     The private loss of the official code's image and text clients.
     """
+    if not margin:
+        return F.cross_entropy(logits, labels)
     onehot = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     return F.cross_entropy(logits - margin * onehot, labels)
 

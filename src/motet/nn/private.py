@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from motet.core.errors import ConfigError
+from motet.core.secret import Concealed
 
 
 def clipped(updates: Tensor, bound: float) -> Tensor:
@@ -26,7 +27,10 @@ def noised(values: Tensor, std: float, rng: torch.Generator) -> Tensor:
         return values
     # Halves are noised in float32: their own grid is coarser than a small noise.
     wide = values if values.dtype == torch.float64 else values.float()
-    drawn = torch.randn(wide.shape, generator=rng, dtype=wide.dtype)
+    if isinstance(rng, Concealed):
+        drawn = rng.normal(wide).to(wide.dtype)
+    else:
+        drawn = torch.randn(wide.shape, generator=rng, dtype=wide.dtype)
     return (wide + std * drawn).to(values.dtype)
 
 
@@ -126,8 +130,13 @@ def randomised(votes: Tensor, choices: int, epsilon: float, rng: torch.Generator
             f"votes go from 0 to {choices - 1}, and these from {int(votes.min())} to "
             f"{int(votes.max())}; set vote_choices to the number of things to choose from"
         )
-    drawn = torch.randint(choices, votes.shape, generator=rng, dtype=torch.int64)
-    replaced = torch.rand(votes.shape, generator=rng) < response_chance(epsilon, choices)
+    if isinstance(rng, Concealed):
+        drawn = (rng.uniform(votes, "answer") * choices).long()
+        luck = rng.uniform(votes, "whether")
+    else:
+        drawn = torch.randint(choices, votes.shape, generator=rng, dtype=torch.int64)
+        luck = torch.rand(votes.shape, generator=rng)
+    replaced = luck < response_chance(epsilon, choices)
     return torch.where(replaced, drawn.to(votes.dtype), votes)
 
 

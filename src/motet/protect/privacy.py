@@ -94,7 +94,8 @@ class PrivacySpec(BaseModel):
 
     def _check_kinds(self) -> None:
         voting = Kind.VOTES in self.kinds
-        if self.mode == "rows" and "kinds" in self.model_fields_set:
+        # A recipe that was written down has every field, those at their default among them.
+        if self.mode == "rows" and self.kinds != (Kind.WEIGHTS,):
             raise ValueError("kinds: mode: rows covers all that is made of private rows; leave out")
         if voting and self.mode != "local":
             raise ValueError("kinds: votes are protected by mode: local alone")

@@ -18,6 +18,7 @@ from motet.core.guard import SPENT, Passage
 from motet.core.learner import Adjust, Learner, Loss
 from motet.core.optim import Optimizer
 from motet.core.prepared import Prepared
+from motet.core.secret import Concealed
 from motet.core.tree import Tree
 from motet.nn.private import noise_size, noised
 from motet.protect.accountant import Accountant, Gaussian
@@ -211,10 +212,10 @@ class RowPrivacy:
         adjust: Adjust | None,
         step: int,
     ) -> None:
-        drawn = torch.rand(len(data), generator=learner.rng(batches.key, "rows drawn", step))
+        drawn = _luck(len(data), learner.hidden_rng(batches.key, "rows drawn", step))
         index = (drawn < batches.expected / len(data)).nonzero().flatten()
         total = gradients.clipped_sum(data.batch(index))
-        rng = learner.rng(batches.key, "rows noise", step)
+        rng = learner.hidden_rng(batches.key, "rows noise", step)
         noisy = noised(total, noise_size(self.spec.clip, self.spec.noise), rng) / batches.expected
         parts = noisy.split([value.numel() for value in optimizer.parameters])
         # Its gradient is what the optimiser is to see, and all else of a step stays as it is.
@@ -256,6 +257,13 @@ class RowPrivacy:
     def arrive(self, value: Tree, passage: Passage) -> Tree:
         """The reply as it came."""
         return value
+
+
+def _luck(rows: int, rng: torch.Generator) -> Tensor:
+    """A number from 0 to below 1 for each row: by whom it was drawn is a part of the protection."""
+    if isinstance(rng, Concealed):
+        return rng.uniform(torch.zeros(rows))
+    return torch.rand(rows, generator=rng)
 
 
 def check_model(model: nn.Module) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from motet.core.errors import ConfigError
-from motet.deploy.preflight import DEPLOYMENT
+from motet.deploy.plan import read_about
 from motet.engines.flower.deploy import LINK, home, link_settings
 
 # Of Flower's statuses, the one that a run keeps.
@@ -23,16 +23,12 @@ TAKEN = "already in use"
 class Control:
     """Starts runs at the SuperLink of a hub's folder."""
 
+    where = "the SuperLink"
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         own = folder / "flower"
-        try:
-            about = json.loads((folder / DEPLOYMENT).read_text(encoding="utf-8"))
-            port = int(about["listen"])
-        except (OSError, ValueError, KeyError):
-            raise ConfigError(
-                f"{folder} has no {DEPLOYMENT}; start from a folder that motet deploy wrote"
-            ) from None
+        port = int(read_about(folder)["listen"])
         own.mkdir(exist_ok=True)
         settings = link_settings(f"127.0.0.1:{port}", str(folder / "tls/ca.crt"))
         (own / "config.toml").write_text(settings, encoding="utf-8")

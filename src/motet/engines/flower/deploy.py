@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
-from motet.core.errors import ConfigError, StoreError
-from motet.deploy import texts
+from motet.deploy import plan as folders
 from motet.deploy.keys import Authority, new_authority, new_site_key, write_private
-from motet.deploy.preflight import DEPLOYMENT
-from motet.deploy.templates import Service, compose, dockerfile, script, unit
+from motet.deploy.plan import ALIKE, Courier, Plan, write
+from motet.deploy.templates import Service
+from motet.deploy.texts import Words
 
 PORT = 8000
 # A SuperNode's own port, on its own machine alone; sites of one machine need different ones.
@@ -138,47 +137,47 @@ exec python3 -m motet.engines.flower.clientapp "$@"
 """
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One deployment: who takes part, and where the hub is.
+WORDS = Words(
+    server="Flower's SuperLink",
+    client="the SuperNode",
+    start_server="superlink",
+    start_client="supernode",
+    extras="flower,secure",
+    secrets="""\
+What is secret in them: `hub/tls/hub.key` lets its holder pass for the hub, `NAME/site.key` for that
+site. A site that would rather make its own key does so, and sends the public half to the hub as
+`keys/NAME.pub`:
 
-    recipe: its text, the same for all. host, port: where sites find the hub. days: for which its
-    certificate is valid. versions: package -> the version that all parties should have.
-    """
+    ssh-keygen -t ecdsa -b 384 -N "" -C NAME -f site.key
 
-    sites: tuple[str, ...]
-    recipe: str
-    host: str
-    port: int = PORT
-    days: int = 365
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def address(self) -> str:
-        """Where SuperNodes find the hub."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-    @property
-    def local(self) -> bool:
-        """Whether all parties are on one machine."""
-        return self.host in ("localhost", "127.0.0.1", "::1")
+The authority that signed the hub's certificate was not kept: nobody can make a second hub. When the
+certificate ends, or the hub moves, write new folders.""",
+    trusted="What starts runs is taken from this machine alone.",
+    refused="""\
+The hub cannot make this site run code: the SuperNode starts `bin/flwr-clientapp`, which knows
+nothing but the agent, and the agent answers the recipe's own operations alone.""",
+    logs="`FLWR_HOME=$PWD/flower flwr log RUN hub --show` shows a run's own log.",
+)
+KEYS = """\
+# Public keys of the sites: a site is who has the key of its name.
+keys: keys
+"""
 
 
 def write_flower(plan: Plan, out: Path) -> None:
     """Writes ``out``/hub and ``out``/NAME for every site; raises ConfigError where there is one."""
-    names = ["hub", *plan.sites]
-    there = [name for name in names if (out / name).exists()]
-    if there:
-        raise ConfigError(f"{out / there[0]} exists, and is not overwritten; choose another folder")
+    folders.check_new(plan, out)
     authority = new_authority("Motet federation", plan.days)
     public = {}
     for number, site in enumerate(plan.sites):
         private, public[site] = new_site_key(site)
-        _write_site(plan, site, SUPERNODE_PORT + number, out / site)
-        write_private(out / site / "site.key", private)
-        _write(out / site / "ca.crt", authority.pem.decode())
+        port, folder = SUPERNODE_PORT + number, out / site
+        folders.write_site(COURIER, plan, site, folder, supernode(plan.address, port), port)
+        write(folder / "bin/flwr-clientapp", OWN_CLIENTAPP, runs=True)
+        write_private(folder / "site.key", private)
+        write(folder / "ca.crt", authority.pem.decode())
     _write_hub(plan, authority, public, out / "hub")
-    _write(out / "README.md", texts.overview(plan.sites, plan.address))
+    folders.write_overview(COURIER, plan, out)
 
 
 def _write_hub(plan: Plan, authority: Authority, public: Mapping[str, bytes], folder: Path) -> None:
@@ -186,64 +185,22 @@ def _write_hub(plan: Plan, authority: Authority, public: Mapping[str, bytes], fo
     hosts = dict.fromkeys([plan.host, "localhost", "127.0.0.1"])
     issued = authority.issue(plan.host, hosts, plan.days)
     write_private(folder / "tls/hub.key", issued.key)
-    _write(folder / "tls/hub.crt", issued.certificate.decode())
-    _write(folder / "tls/ca.crt", authority.pem.decode())
+    write(folder / "tls/hub.crt", issued.certificate.decode())
+    write(folder / "tls/ca.crt", authority.pem.decode())
     for site, key in public.items():
-        _write(folder / f"keys/{site}.pub", key.decode())
+        write(folder / f"keys/{site}.pub", key.decode())
     for path, text in app_files().items():
-        _write(folder / "app" / path, text)
-    _write(folder / "recipe.yaml", plan.recipe)
-    _write(folder / "hub.yaml", HUB)
-    _write(folder / "flower/config.toml", link_settings(plan.address, "tls/ca.crt"))
+        write(folder / "app" / path, text)
+    write(folder / "flower/config.toml", link_settings(plan.address, "tls/ca.crt"))
     link = superlink("127.0.0.1" if plan.local else "0.0.0.0", plan.port)
-    _write_services([link], folder, plan, ports=[plan.port])
-    _write(folder / "README.md", texts.of_hub(plan.sites, plan.address))
-    about = {"role": "hub", "address": plan.address, "listen": plan.port}
-    _write(folder / DEPLOYMENT, json.dumps({**about, "versions": dict(plan.versions)}, indent=1))
+    folders.write_hub(COURIER, plan, folder, link, settings=KEYS)
 
 
-def _write_site(plan: Plan, site: str, port: int, folder: Path) -> None:
-    _write(folder / "recipe.yaml", plan.recipe)
-    _write(folder / "site.yaml", texts.site_file(site))
-    node = supernode(plan.address, port)
-    agent = Service(
-        "agent", f"the agent of site {site}", "motet site --config site.yaml", {}, offline=True
-    )
-    _write_services([agent, node], folder, plan)
-    _write(folder / "bin/flwr-clientapp", OWN_CLIENTAPP, runs=True)
-    _write(folder / "README.md", texts.of_site(site, plan.address))
-    about = {"role": "site", "name": site, "address": plan.address, "listen": port}
-    _write(folder / DEPLOYMENT, json.dumps({**about, "versions": dict(plan.versions)}, indent=1))
-
-
-def _write_services(
-    services: Sequence[Service], folder: Path, plan: Plan, ports: Sequence[int] = ()
-) -> None:
-    for service in services:
-        _write(folder / f"start-{service.name}.sh", script(service), runs=True)
-        _write(folder / f"systemd/motet-{service.name}.service", unit(service, folder.name))
-    _write(folder / "compose.yaml", compose(services, folder.name, ports))
-    image = dockerfile("motet[flower,secure,text]", plan.versions)
-    _write(folder / "Dockerfile", image)
-
-
-def _write(path: Path, text: str, *, runs: bool = False) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        if runs:
-            path.chmod(0o755)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-HUB = """\
-# What the hub runs, and where it keeps it. Paths are taken from this folder.
-recipe: recipe.yaml
-folder: run
-# Public keys of the sites: a site is who has the key of its name.
-keys: keys
-# Seconds within which all sites must be there at the start, and for which one may be away later.
-wait: 600
-patience: 600
-"""
+COURIER = Courier(
+    name="flower",
+    port=PORT,
+    packages=(*ALIKE, "flwr"),
+    extras=WORDS.extras,
+    words=WORDS,
+    write=write_flower,
+)

@@ -74,8 +74,8 @@ class FlowerEngine:
     SuperNode with that key. recipe: its digest, which the sites must share. wait: seconds until
     all must have said hello. patience: seconds for which a site may be away before its reply is
     given up. pause: seconds between two looks for replies. tell: called with a site's name and
-    what is wrong there, whenever that changes. Raises SiteError when sites are missing, or were
-    set up for something else.
+    what is wrong there, whenever that changes; "" for nothing any more. Raises SiteError when
+    sites are missing, or were set up for something else.
     """
 
     def __init__(
@@ -151,7 +151,9 @@ class FlowerEngine:
         end = time.monotonic() + wait
         while missing := sorted(self._keys.keys() - self._traits.keys()):
             if time.monotonic() > end:
-                told = "; ".join(f"{who}: {what}" for who, what in sorted(self._told.items()))
+                told = "; ".join(
+                    f"{who}: {what}" for who, what in sorted(self._told.items()) if what
+                )
                 raise SiteError(
                     f"no hello from {', '.join(missing)} within {wait:g} s; start agent and "
                     f"SuperNode there, or look at their logs ({told or 'no other node is there'})"
@@ -223,11 +225,12 @@ class FlowerEngine:
     def _give_up(self, errand: _Errand) -> None:
         request = errand.request
         told = f"{_about(request)}: not reached for {self.patience:g} s: {errand.reason}"
-        self._done(errand, Reply(request.site, request.tag, error=told, down=errand.down))
+        reply = Reply(request.site, request.tag, error=told, down=errand.down, lost=True)
+        self._done(errand, reply)
 
     def _done(self, errand: _Errand, reply: Reply) -> None:
         del self._errands[_key(errand)]
-        self._told.pop(errand.request.site, None)
+        self._say(errand.request.site, "")
         self._ready.append(reply)
 
     def _failed(self, errand: _Errand, number: str, reason: str) -> None:
@@ -336,7 +339,8 @@ class FlowerEngine:
         self._traits[site] = traits
         node.site = site
         self._node_of[site] = number
-        self._told.pop(f"node {number}", None)
+        self._say(f"node {number}", "")
+        self._say(site, "")
         for errand in self._errands.values():
             if errand.request.site == site:
                 errand.messages.clear()
@@ -353,7 +357,7 @@ class FlowerEngine:
             raise SiteError(f"site {site} now holds {traits}, and it said {known} before")
 
     def _say(self, who: str, what: str) -> None:
-        if self._told.get(who) != what:
+        if self._told.get(who, "") != what:
             self._told[who] = what
             self._tell(who, what)
 
@@ -371,4 +375,4 @@ def _about(request: Request) -> str:
 
 
 def _log(who: str, what: str) -> None:
-    LOG.warning("%s: %s", who, what)
+    LOG.warning("%s: %s", who, what or "is there again")

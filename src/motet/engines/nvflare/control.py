@@ -26,6 +26,8 @@ RUNNING = "RUNNING"
 class Control:
     """Starts jobs at the server of a hub's folder. hub: the object with ``@collab.main``."""
 
+    where = "NVFlare's server"
+
     def __init__(self, folder: Path, sites: int, hub: Any) -> None:
         self.kit = folder / "admin"
         self.sites = sites

@@ -6,16 +6,15 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from motet.core.errors import ConfigError, StoreError
-from motet.deploy import texts
-from motet.deploy.preflight import DEPLOYMENT
-from motet.deploy.templates import Service, compose, dockerfile, script, unit
-from motet.engines.nvflare import pages
+from motet.deploy import plan as folders
+from motet.deploy.plan import ALIKE, Courier, Plan, write
+from motet.deploy.templates import Service
+from motet.deploy.texts import Words
 from motet.engines.nvflare.names import ADMIN, AT_HUB, AT_SITE, HUB, PROJECT, SOCKET
 
 PORT = 8002
@@ -38,32 +37,30 @@ _BUILDERS = "nvflare.lighter.impl"
 SCHEME = "tcp"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One deployment: who takes part, and where the hub is.
-
-    recipe: its text, the same for all. host, port: where sites find the hub. days: for which
-    certificates are valid. versions: package -> the version that all parties should have.
-    """
-
-    sites: tuple[str, ...]
-    recipe: str
-    host: str
-    port: int = PORT
-    days: int = 365
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def address(self) -> str:
-        """Where sites find the hub."""
-        return f"{self.host}:{self.port}"
+WORDS = Words(
+    server="NVFlare's server",
+    client="NVFlare's client",
+    start_server="server",
+    start_client="client",
+    extras="nvflare",
+    secrets="""\
+What is secret in them: `nvflare/startup/*.key` lets its holder pass for that party, and
+`hub/admin/startup/client.key` lets its holder start runs. All were made here, by NVFlare's own
+provisioning, so that whoever ran it has seen them. The authority that signed the certificates was
+not kept: nobody can make another party. When certificates end, or the hub moves, write new
+folders.""",
+    trusted="Everybody on it shows a certificate of this deployment, or is not heard.",
+    refused="""\
+The hub cannot make this site run code: `nvflare/local/authorization.json` refuses jobs that bring
+some, and `nvflare/local/resources.json` lets in the two classes that hand frames to the agent.
+NVFlare's own log stays here too; by its default it would go to the hub.""",
+    logs="NVFlare's logs are in `nvflare/`.",
+)
 
 
 def write_nvflare(plan: Plan, out: Path) -> None:
     """Writes ``out``/hub and ``out``/NAME for every site; raises ConfigError where there is one."""
-    there = [name for name in ("hub", *plan.sites) if (out / name).exists()]
-    if there:
-        raise ConfigError(f"{out / there[0]} exists, and is not overwritten; choose another folder")
+    folders.check_new(plan, out)
     if ":" in plan.host:
         raise ConfigError(f"--hub {plan.host}: NVFlare wants a host name or an IPv4 address")
     # NVFlare keeps its authority's private key beside the kits: with this folder it is gone.
@@ -71,11 +68,16 @@ def write_nvflare(plan: Plan, out: Path) -> None:
         kits = provision(plan, Path(scratch))
         try:
             for site in plan.sites:
-                _write_site(plan, site, kits / site, out / site)
-            _write_hub(plan, kits, out / "hub")
+                place = out / site
+                _kit(kits / site, place / "nvflare", site_resources)
+                folders.write_site(COURIER, plan, site, place, client(), None)
+            hub = out / "hub"
+            _kit(kits / plan.host, hub / "nvflare", hub_resources)
+            shutil.copytree(kits / ADMIN, hub / "admin")
+            folders.write_hub(COURIER, plan, hub, server())
         except OSError as error:
             raise StoreError(f"cannot write {error.filename}: {error.strerror}") from error
-    _write(out / "README.md", pages.overview(plan.sites, plan.address))
+    folders.write_overview(COURIER, plan, out)
 
 
 def provision(plan: Plan, scratch: Path) -> Path:
@@ -178,61 +180,24 @@ def server() -> Service:
     return Service("server", about, "bash nvflare/startup/sub_start.sh --once", environment)
 
 
-def _kit(kit: Path, place: Path, resources: dict[str, Any]) -> None:
+def _kit(kit: Path, place: Path, resources: Callable[[Mapping[str, Any]], dict[str, Any]]) -> None:
+    """Puts a start-up kit into a party's folder, with Motet's policy in place of NVFlare's."""
     shutil.copytree(kit, place)
     local = place / "local"
-    _write(local / "resources.json", json.dumps(resources, indent=1))
-    _write(local / "authorization.json", json.dumps(POLICY, indent=1))
+    given = json.loads((local / "resources.json.default").read_text("utf-8"))
+    write(local / "resources.json", json.dumps(resources(given), indent=1))
+    write(local / "authorization.json", json.dumps(POLICY, indent=1))
     for name in ("resources.json.default", "authorization.json.default"):
         (local / name).unlink()
+    for key in (place / "startup").glob("*.key"):
+        key.chmod(0o600)
 
 
-def _read(kit: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((kit / "local/resources.json.default").read_text("utf-8"))
-    return found
-
-
-def _write_site(plan: Plan, site: str, kit: Path, folder: Path) -> None:
-    _kit(kit, folder / "nvflare", site_resources(_read(kit)))
-    _write(folder / "recipe.yaml", plan.recipe)
-    _write(folder / "site.yaml", texts.site_file(site))
-    agent = Service(
-        "agent", f"the agent of site {site}", "motet site --config site.yaml", {}, offline=True
-    )
-    _write_services([agent, client()], folder, plan)
-    _write(folder / "README.md", pages.of_site(site, plan.address))
-    _write_deployment(plan, folder, {"role": "site", "name": site})
-
-
-def _write_hub(plan: Plan, kits: Path, folder: Path) -> None:
-    kit = kits / plan.host
-    _kit(kit, folder / "nvflare", hub_resources(_read(kit)))
-    shutil.copytree(kits / ADMIN, folder / "admin")
-    _write(folder / "recipe.yaml", plan.recipe)
-    _write(folder / "hub.yaml", pages.HUB_FILE)
-    _write_services([server()], folder, plan, ports=[plan.port])
-    _write(folder / "README.md", pages.of_hub(plan.sites, plan.address))
-    _write_deployment(plan, folder, {"role": "hub", "listen": plan.port})
-
-
-def _write_deployment(plan: Plan, folder: Path, about: dict[str, Any]) -> None:
-    known = {"courier": "nvflare", "address": plan.address, "versions": dict(plan.versions)}
-    _write(folder / DEPLOYMENT, json.dumps({**about, **known}, indent=1))
-
-
-def _write_services(
-    services: Sequence[Service], folder: Path, plan: Plan, ports: Sequence[int] = ()
-) -> None:
-    for service in services:
-        _write(folder / f"start-{service.name}.sh", script(service), runs=True)
-        _write(folder / f"systemd/motet-{service.name}.service", unit(service, folder.name))
-    _write(folder / "compose.yaml", compose(services, folder.name, ports))
-    if plan.versions:
-        _write(folder / "Dockerfile", dockerfile("motet[nvflare,text]", plan.versions))
-
-
-def _write(path: Path, text: str, *, runs: bool = False) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    if runs:
-        path.chmod(0o755)
+COURIER = Courier(
+    name="nvflare",
+    port=PORT,
+    packages=(*ALIKE, "nvflare"),
+    extras=WORDS.extras,
+    words=WORDS,
+    write=write_nvflare,
+)

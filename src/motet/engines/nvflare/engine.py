@@ -26,7 +26,8 @@ class NvflareEngine:
     proxies: NVFlare's, by the site's name, which is the one in its certificate and Motet's own.
     recipe: its digest, which the sites must share. wait: seconds until all must have said hello.
     patience: seconds for which a site may be away before its reply is given up. aborted: whether
-    NVFlare ends the job. tell: called with a site's name and what is wrong there. Raises SiteError
+    NVFlare ends the job. tell: called with a site's name and what is wrong there, "" for nothing
+    any more. Raises SiteError
     when sites are missing, or were set up for something else.
     """
 
@@ -161,4 +162,4 @@ def _in_turn(tell: Callable[[str, str], None]) -> Callable[[str, str], None]:
 
 
 def _log(who: str, what: str) -> None:
-    LOG.warning("%s: %s", who, what)
+    LOG.warning("%s: %s", who, what or "is there again")

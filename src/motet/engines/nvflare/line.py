@@ -126,7 +126,7 @@ class Line:
                 self._replies.put(JobEndedError(f"{where}: {error}"))
                 return
             told = f"{where}: not reached for {self._patience:g} s: {error}"
-            reply = Reply(request.site, request.tag, error=told)
+            reply = Reply(request.site, request.tag, error=told, lost=True)
         except WireError as error:
             told = f"{where}: what came back is no reply: {error}"
             reply = Reply(request.site, request.tag, error=told)
@@ -191,7 +191,7 @@ class Line:
     def _say(self, what: str) -> None:
         if what != self.trouble:
             self.trouble = what
-            self._tell(self.site, what or "is there again")
+            self._tell(self.site, what)
 
 
 def _short(error: Exception) -> str:

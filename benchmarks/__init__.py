@@ -1,0 +1,1 @@
+"""Measurements: against other frameworks, against plain PyTorch, and of Motet alone."""

@@ -1,0 +1,1 @@
+"""Contenders of the benchmark, each a process that plays rounds when told."""

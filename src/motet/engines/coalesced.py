@@ -1,0 +1,250 @@
+"""Sites that fit equal models at the same time do so in one loop over stacked tensors."""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import copy_context
+from typing import Any
+
+import torch
+from greenlet import GreenletExit, getcurrent, greenlet
+from torch import Tensor
+
+from motet.core.batch import Batch
+from motet.core.events import Events
+from motet.core.learner import TAKE_STEPS, Adjust, Batches, Learner, Loss, take_steps
+from motet.core.messages import Reply, Request
+from motet.core.optim import Optimizer
+from motet.core.rng import Kept
+from motet.engines.fits import Fit, groups, obstacle
+from motet.engines.serial import Serial
+from motet.engines.stacked import CHUNK_BYTES, Tapes, fit_together
+from motet.engines.tape import Tape, Unlike
+
+# Sites whose functions are under way at a time: each holds what it has received and made.
+WAVE = 256
+# Multiplications of one site's step up to which several in one were measured to be faster: twice
+# to four times at a million, a fifth at this number.
+MOST_PRODUCTS = 64_000_000
+
+
+class Coalesced(Serial):
+    """The serial engine, but sites wait for each other where they fit.
+
+    A site's function runs until it fits, and is then set aside (as a coroutine: nothing runs at the
+    same time). When all that were asked are done or set aside, fits that are the same computation
+    on different tensors are taken together, the others one by one; then the functions go on.
+
+    events: where it is noted which fits are taken together and which are not, and why.
+    chunk_bytes: of stacked parameters, gradients and moments at a time.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        events: Events | None = None,
+        chunk_bytes: int = CHUNK_BYTES,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.tapes = Tapes()
+        self._events = events
+        self._chunk_bytes = chunk_bytes
+        self._done: deque[Reply] = deque()
+        self._told: set[tuple[Any, ...]] = set()
+
+    def recv(self, timeout: float | None = None) -> Reply | None:
+        """The next reply, in the order of the questions; None when there is none left."""
+        if not self._done:
+            wave = self._wave()
+            if len(wave) < 2:
+                return self._answer(wave[0]) if wave else None
+            self._done.extend(self._answers(wave))
+        return self._done.popleft()
+
+    def close(self) -> None:
+        """Drops what is still queued."""
+        super().close()
+        self._done.clear()
+
+    def _wave(self) -> list[Request]:
+        """The oldest questions that may be under way at the same time."""
+        wave: list[Request] = []
+        sites: set[str] = set()
+        while self._queue and len(wave) < WAVE and self._queue[0].site not in sites:
+            if self._queue[0].op.startswith("@") and wave:
+                break
+            request = self._queue.popleft()
+            wave.append(request)
+            sites.add(request.site)
+            if request.op.startswith("@"):
+                break
+        return wave
+
+    def _answers(self, wave: Sequence[Request]) -> list[Reply]:
+        runs = [_Run(self, request) for request in wave]
+        try:
+            with _nothing_collected():
+                for run in runs:
+                    run.go_on()
+                while any(run.fit for run in runs):
+                    self._fit([run for run in runs if run.fit])
+        finally:
+            # Where something else than a site's error ends it, such as a user's interruption.
+            for run in runs:
+                run.end()
+        return [run.reply for run in runs if run.reply is not None]
+
+    def _fit(self, waiting: Sequence[_Run]) -> None:
+        """Lets these sites, all set aside at a fit, go on with their fits done."""
+        by_fit = {id(run.fit): run for run in waiting}
+        results: dict[int, tuple[Tensor, int]] = {}
+        for fits in groups(run.fit for run in waiting if run.fit):
+            found = self._together(fits, by_fit[id(fits[0])].request)
+            if found is not None:
+                results.update({id(fit): one for fit, one in zip(fits, found, strict=True)})
+        for run in waiting:
+            run.go_on(results.get(id(run.fit)))
+
+    def _together(self, fits: Sequence[Fit], request: Request) -> list[tuple[Tensor, int]] | None:
+        form = fits[0].form
+        if len(fits) < 2:
+            self._tell(request, "serial", 1, "no other site fits the same model in the same way")
+            return None
+        found, why = None, ""
+        try:
+            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
+        except Unlike as reason:
+            why = self.tapes.alone[form] = str(reason)
+        figures = self.tapes.figures.get(form, {})
+        self._tell(request, "serial" if why else "coalesced", len(fits), why, figures)
+        return found
+
+    def take_steps(
+        self,
+        run: _Run,
+        learner: Learner,
+        loss: Loss,
+        batches: Iterable[Batch],
+        optimizer: Optimizer,
+        adjust: Adjust | None,
+    ) -> tuple[Tensor, int]:
+        """What a site's fit does in place of its own steps: it waits for the others."""
+        fit, why = None, ""
+        try:
+            if not isinstance(batches, Batches):
+                raise Unlike("it makes its batches on the way")
+            if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+                raise Unlike("it fits in a mode of its own")
+            fit = Fit(learner, loss, batches, optimizer, adjust)
+            why = obstacle(fit) or self.tapes.alone.get(fit.form, "")
+        except Unlike as reason:
+            why = str(reason)
+        if fit is not None and not why:
+            found = run.wait(fit)
+            if found is not None:
+                return found
+        elif why:
+            self._tell(run.request, "serial", 1, why)
+        return take_steps(learner, loss, fit.batches() if fit else batches, optimizer, adjust)
+
+    def _tell(self, request: Request, how: str, sites: int, why: str, figures: Any = None) -> None:
+        """Notes how an operation's fits are taken, once for each way."""
+        key = (request.op, how, why)
+        if self._events is not None and key not in self._told:
+            self._told.add(key)
+            about = {"round": request.round, "op": request.op, "chosen": how, "sites": sites}
+            self._events.add("fits", **about, **(figures or {}), **({"why": why} if why else {}))
+
+
+class Auto(Coalesced):
+    """Takes together what is faster together by a rule of numbers, which is the same everywhere.
+
+    A rule that looked at a clock would choose now so and now otherwise, and the last bits of the
+    results with it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tapes = Tapes(worth_it)
+
+
+def worth_it(tape: Tape, sites: int) -> str:
+    """Why a step is not faster for several sites at once; empty where it is.
+
+    What is saved is the overhead of a step's kernels, which counts where they are small.
+    """
+    for name in ("convolution", "_scaled_dot_product_flash_attention_for_cpu"):
+        if tape.uses(name):
+            return f"a step of many sites' {name.strip('_')}s is not faster than one by one"
+    each = tape.products() // sites
+    if each > MOST_PRODUCTS:
+        return f"{each:,} multiplications a step: its kernels are large enough one by one"
+    return ""
+
+
+class _Run:
+    """One question under way at its site, as a coroutine."""
+
+    def __init__(self, engine: Coalesced, request: Request) -> None:
+        self.request = request
+        self.fit: Fit | None = None
+        self.reply: Reply | None = None
+        self._engine = engine
+        self._outside = getcurrent()
+        self._inside = greenlet(self._run)
+        self._inside.gr_context = copy_context()
+
+    def _run(self, _: None) -> None:
+        def wait(*fit: Any) -> tuple[Tensor, int]:
+            return self._engine.take_steps(self, *fit)
+
+        TAKE_STEPS.set(wait)
+        self.reply = self._engine._answer(self.request)
+
+    def go_on(self, found: tuple[Tensor, int] | None = None) -> None:
+        """Runs until the site waits at its next fit, or is done; ``found``: of the last one."""
+        self.fit = None
+        with _own_draws():
+            self._inside.switch(found)
+
+    def wait(self, fit: Fit) -> tuple[Tensor, int] | None:
+        """Called from inside: what the fit gives, or None if it is to be done there."""
+        self.fit = fit
+        with _own_draws():
+            found: tuple[Tensor, int] | None = self._outside.switch()
+        return found
+
+    def end(self) -> None:
+        """Ends what is still under way; its site is as it was before it was asked."""
+        if self._inside:
+            self._inside.throw(GreenletExit)
+
+
+@contextmanager
+def _own_draws() -> Iterator[None]:
+    """Inside, others may use torch's default generators, each with its own draws."""
+    kept = Kept()
+    try:
+        yield
+    finally:
+        kept.put_back()
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Inside, Python does not search for garbage in cycles.
+
+    Many sites that are under way at once hold many young objects, none of them garbage; the
+    searches that these would set off go through all of PyTorch each time, for a tenth of a second.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

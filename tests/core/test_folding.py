@@ -78,15 +78,14 @@ def folded(order: tuple[str, ...], doubtful: str = "", failing: str = "") -> tup
     folding = Folding(["a", "b", "c", "d"], {"weights": "samples"})
     values: dict[str, Tree] = {}
     failed: dict[str, str] = {}
-    fit: dict[str, bool] = {}
     held = 0
     for site in order:
         if site == failing:
             failed[site] = "gone"
         else:
             values[site] = value(ord(site))
-            fit[site] = site != doubtful
-        folding.go_on(values, failed, fit)
+            folding.fit[site] = site != doubtful
+        folding.go_on(values, failed)
         held = max(held, sum("weights" in left for left in values.values()))
     folding.finish(values)
     assert all(set(left) == {"samples"} for left in values.values())

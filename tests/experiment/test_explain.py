@@ -40,7 +40,7 @@ def test_a_field_like_no_other_is_answered_with_all() -> None:
     told = complaint("engine.zzz=1")
     assert told == (
         "engine.zzz: there is no such field; write one of name, processes, strict, threads, "
-        "timeout, retries"
+        "timeout, retries, live"
     )
 
 
@@ -62,7 +62,7 @@ def test_a_field_like_no_other_is_answered_with_all() -> None:
         (
             "engine=serial",
             "engine = 'serial': write a mapping of fields (name, processes, strict, threads, "
-            "timeout, retries)",
+            "timeout, retries, live)",
         ),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import motet.experiment.build as build
+import motet.experiment.casting as casting
 from motet.core import ConfigError, Dataset
 from motet.experiment.preview import bars_of, draw_preview, preview, preview_table, write_preview
 from motet.experiment.report.pictures import preview_view
@@ -89,7 +90,7 @@ def test_no_model_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def build_model(*args: object) -> object:
         raise AssertionError("a model was built")
 
-    monkeypatch.setattr(build, "build_model", build_model)
+    monkeypatch.setattr(casting, "build_model", build_model)
     assert preview(experiment())["sites"]
 
 

@@ -98,10 +98,13 @@ class Dataset:
         # A frozen trunk must not run again on a subset of rows that it has seen.
         names = {id(column): name for name, column in self.columns.items()}
         picked = Prepared()
-        for (number, key), (_, prepared) in list(self.cache.items()):
+        for (number, key), (whole, prepared) in list(self.cache.items()):
             if number in names:
                 column = columns[names[number]]
-                picked[id(column), key] = (column, prepared[at])
+                ready = prepared[at]
+                if whole is prepared and isinstance(column, Tensor):
+                    ready = column
+                picked[id(column), key] = (column, ready)
         return picked
 
     def positions(self, rows: Tensor) -> Tensor:

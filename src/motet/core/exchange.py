@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import MotetError, SiteError, WireError
-from motet.core.folding import By, Folding
+from motet.core.folding import By, Folding, only_mean
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
 from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
 from motet.core.replies import Origin, Replies, plain_mean
 from motet.core.tree import Tree
-from motet.core.validate import Known, alone, beyond_doubt, refused
+from motet.core.validate import Known, alone, beyond_doubt, refused, unfit_reply
 
 if TYPE_CHECKING:
     from motet.core.federation import Federation
@@ -72,8 +72,6 @@ class Exchange:
         self._opened: dict[str, Any] = {}
         self.averaged = dict(averaged or {})
         self._folding: Folding | None = None
-        # Site -> whether its answer is beyond doubt; without those that are to be refused.
-        self._fit: dict[str, bool] = {}
         self._known = Known()
         middleware, takes = fed.protection.middleware, self.operation.takes
         self.requests = [Request(name, op, tag, at, shared, own[name]) for name in group]
@@ -251,16 +249,15 @@ class Exchange:
             site: {key: item for key, item in value.items() if key not in self._secret}
             for site, value in self.values.items()
         }
-        folding = self._folding
-        sure = folding.done if folding is not None else frozenset[str]()
+        sure = () if self._folding is None else self._folding.done
         odd = refused(plain, operation, asked.op, asked.received, known, checks, sure)
         if self._secret and summed is not None:
             odd |= summed.unfit(asked, self.values)
         for site, reason in odd.items():
             del self.values[site]
-            self._fail(site, _unfit(site, reason))
-        if folding is not None:
-            folding.finish(self.values)
+            self._fail(site, unfit_reply(site, reason))
+        if self._folding is not None:
+            self._folding.finish(self.values)
         if self._secret and summed is not None and self.values:
             self._opened = summed.open(asked, self.values)
 
@@ -278,7 +275,7 @@ class Exchange:
         except SiteError as error:
             self._fail(reply.site, str(error), down=down)
         except MotetError as error:
-            self._fail(reply.site, _unfit(reply.site, str(error)), down=down)
+            self._fail(reply.site, unfit_reply(reply.site, str(error)), down=down)
         else:
             self.values[reply.site] = value
             parts = tensors_by_kind(reply.value, self.operation.sends)
@@ -290,21 +287,23 @@ class Exchange:
                 note = {"round": self.fed.round, "party": reply.site, **spent}
                 self.fed._note("privacy", **note)
             if self._folding is not None:
-                self._judge(reply.site, value)
-                self._folding.go_on(self.values, self.failed, self._fit)
+                self._folding.fit |= self._judged(reply.site, value)
+                self._folding.go_on(self.values, self.failed)
+                self._folding.freed.add(reply.up)
 
-    def _judge(self, site: str, value: Tree) -> None:
-        """Notes whether an answer may be used, as far as it alone can tell."""
+    def _judged(self, site: str, value: Tree) -> dict[str, bool]:
+        """Whether an answer is beyond doubt; empty for one that must not be used."""
         received, traits = self.question.received[site], self.fed.engine.sites()
         checks, operation, op = self.fed.protection.checks, self.operation, self.question.op
-        if not alone(site, value, operation, op, received, self._known, traits, checks):
-            weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
-            self._fit[site] = weighed and beyond_doubt(value, operation, received)
+        if alone(site, value, operation, op, received, self._known, traits, checks):
+            return {}
+        weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
+        return {site: weighed and beyond_doubt(value, operation, received)}
 
     def _fail(self, site: str, error: str, **note: Any) -> None:
         self.failed[site] = error
         if self._folding is not None:
-            self._folding.go_on(self.values, self.failed, self._fit)
+            self._folding.go_on(self.values, self.failed)
         self.fed._note("failed", **self._about(site), **note, error=error)
 
     def _about(self, site: str) -> Tree:
@@ -338,11 +337,6 @@ class Exchange:
             if rule.hides:
                 hidden |= dict.fromkeys(keys, "")
         hidden |= dict.fromkeys(self._secret, "")
-        taken = {
-            key: f"only the mean of {key!r} was asked for, and single sites' are not there; leave "
-            "it out of averaged= to read them"
-            for key in self.averaged.keys() - hidden.keys()
-        }
         method = type(self.fed.method).__name__
         for key in hidden:
             hidden[key] = (
@@ -354,7 +348,7 @@ class Exchange:
             values,
             self.failed,
             combine=self._combine,
-            hidden={**hidden, **taken},
+            hidden={**{key: only_mean(key) for key in self.averaged}, **hidden},
             origins=origins,
             averaged=self.averaged,
             means={} if self._folding is None else self._folding.means,
@@ -404,7 +398,3 @@ class Exchange:
         )
         self.fed._combined.add(str(kind))
         return rule.mean(call)
-
-
-def _unfit(site: str, reason: str) -> str:
-    return f"site {site}: its reply is refused: {reason}"

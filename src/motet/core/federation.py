@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +15,7 @@ from motet.core.exchange import Patience, now
 from motet.core.group import Group
 from motet.core.guard import Protection
 from motet.core.learner import Learner
-from motet.core.messages import Engine, Reply, Request, Traits, holders, timed
+from motet.core.messages import Engine, Reply, Request, holders, timed, told_of
 from motet.core.method import Method
 from motet.core.posted import Pending, Posted
 from motet.core.replies import Replies
@@ -169,8 +168,8 @@ class Federation(Learner):
         if at is None:
             self.events.add("started")
             known = self.engine.sites()
-            listed = known if len(known) <= LISTED else ()
-            self.events.add("sites", sites=_told(known, listed), count=len(known))
+            told = told_of(known, known if len(known) <= LISTED else ())
+            self.events.add("sites", sites=told, count=len(known))
             if self._store is not None:
                 # A run that was killed before its first checkpoint may have left something.
                 self._restore(holders(self.engine), version=0, newest=0)
@@ -190,11 +189,10 @@ class Federation(Learner):
     def _introduce(self, asked: Iterable[str]) -> None:
         """Tells the events of sites that are asked for the first time, where not all are listed."""
         known = self.engine.sites()
-        if len(known) > LISTED:
-            new = [name for name in asked if name not in self._introduced]
+        many = len(known) > LISTED
+        if many and (new := [name for name in asked if name not in self._introduced]):
             self._introduced.update(new)
-            if new:
-                self._note("sites", sites=_told(known, new), count=len(known))
+            self._note("sites", sites=told_of(known, new), count=len(known))
 
     def rounds(self, count: int) -> Iterator[int]:
         """Round numbers 0 to ``count`` - 1; saves hub and sites before each, and at the end.
@@ -400,7 +398,3 @@ class Federation(Learner):
         if metrics:
             values = {name: list(pair) for name, pair in metrics.items()}
             self._note("metric", round=self.round, party=party, point=point, metrics=values)
-
-
-def _told(known: Mapping[str, Traits], names: Iterable[str]) -> Tree:
-    return {name: asdict(known[name]) for name in names}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from motet.core.errors import WireError
+from motet.core.memory import Freed
 from motet.core.tree import Tree, mean
 
 # What weighs an answer: a number in it, or site -> weight; None weighs all alike.
@@ -99,23 +100,23 @@ class Folding:
         self.keys = dict(keys)
         self.means = {key: Running() for key in keys}
         self.done: set[str] = set()
+        # Site -> whether its answer is beyond doubt; one that is missing is to be refused.
+        self.fit: dict[str, bool] = {}
+        self.freed = Freed()
         self._sites = sites
         self._next = 0
 
-    def go_on(
-        self, values: Mapping[str, Tree], failed: Mapping[str, str], fit: Mapping[str, bool]
-    ) -> None:
+    def go_on(self, values: Mapping[str, Tree], failed: Mapping[str, str]) -> None:
         """Takes in what is in turn, and takes it out of ``values``.
 
-        fit: site -> whether its answer is beyond doubt; the first that is not, and all after it,
-        wait for ``finish``. One that is missing there is to be refused.
+        The first answer that is not beyond doubt, and all after it, wait for ``finish``.
         """
         while self._next < len(self._sites):
             site = self._sites[self._next]
             if site not in failed:
-                if site not in values or not fit.get(site, True):
+                if site not in values or not self.fit.get(site, True):
                     return
-                if site in fit:
+                if site in self.fit:
                     self._take(site, values[site])
             self._next += 1
 
@@ -141,3 +142,11 @@ class Folding:
         if by is None:
             return 1.0
         return float(value[by] if isinstance(by, str) else by[site])
+
+
+def only_mean(key: str) -> str:
+    """Why single sites' values under this key cannot be read."""
+    return (
+        f"only the mean of {key!r} was asked for, and single sites' are not there; leave it out of "
+        "averaged= to read them"
+    )

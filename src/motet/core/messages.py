@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -108,6 +108,11 @@ class Traits:
     rows: int
     model: str = ""
     public: str = ""
+
+
+def told_of(known: Mapping[str, Traits], names: Iterable[str]) -> Tree:
+    """What the events tell of these sites."""
+    return {name: asdict(known[name]) for name in names}
 
 
 def bytes_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, int]:

@@ -37,6 +37,8 @@ DTYPES = frozenset(
         torch.float64,
     }
 )
+# Not a promise of torch's: where it is missing, copies are made at once.
+_LAZY = getattr(torch, "_lazy_clone", None)
 _WORTH_SHARING = 2**14  # Bytes; less is copied in no time.
 _INT64 = range(-(2**63), 2**63)
 
@@ -123,10 +125,11 @@ def separate(tree: Any) -> Any:
 def _separate(tensor: Tensor) -> Tensor:
     large = tensor.is_cpu and tensor.nbytes >= _WORTH_SHARING and tensor.is_contiguous()
     # A part of something larger would hold on to all of it.
-    if large and tensor.untyped_storage().nbytes() == tensor.nbytes:
+    if large and _LAZY is not None and tensor.untyped_storage().nbytes() == tensor.nbytes:
         # Memory that is not torch's own, such as numpy's, cannot be shared in this way.
         with suppress(RuntimeError):
-            return torch._lazy_clone(tensor.detach())
+            shared: Tensor = _LAZY(tensor.detach())
+            return shared
     return _copy(tensor)
 
 

@@ -271,3 +271,8 @@ def _difference(form: Signature, common: Signature) -> str:
     name = ".".join(path) or "it"
     verb = "is" if own else "lacks"
     return f"{name} {verb} {dtype.removeprefix('torch.')} {shape}"
+
+
+def unfit_reply(site: str, reason: str) -> str:
+    """Why a site's reply is not used, for the events."""
+    return f"site {site}: its reply is refused: {reason}"

@@ -22,6 +22,7 @@ from motet.core.batch import Column, Dataset
 from motet.core.errors import ConfigError, DataError
 from motet.core.graph import GRAPH
 from motet.data._common import codes_of, column_of, first_rows, parsed
+from motet.data.drawn import drawing
 from motet.data.graphs import cut_graph
 
 if TYPE_CHECKING:
@@ -359,24 +360,10 @@ class Draw(_Scheme):
 
     def over(self, dataset: Dataset) -> Callable[[Rng], Tensor]:
         """A function that draws one site's row positions, sorted; DataError for too few rows."""
-        order, cuts = np.arange(len(dataset)), np.arange(len(dataset) + 1)
-        if self.unit is not None:
-            codes, names = codes_of(column_of(dataset, self.unit, "partition.unit"))
-            order = np.argsort(codes.numpy(), kind="stable")
-            cuts = np.searchsorted(codes.numpy()[order], np.arange(len(names) + 1))
-        count = len(cuts) - 1
-        if self.rows > count:
-            raise DataError(
-                f"partition.rows={self.rows}: there are {count} {self.unit or 'row'}s to draw from"
-            )
-
-        def draw(rng: Rng) -> Tensor:
-            units = rng.choice(count, self.rows, replace=False)
-            if self.unit is None:
-                return _tensors([units])[0]
-            return _tensors([np.concatenate([order[cuts[i] : cuts[i + 1]] for i in units])])[0]
-
-        return draw
+        if self.unit is None:
+            return drawing(torch.arange(len(dataset)), self.rows, "row")
+        codes, _ = codes_of(column_of(dataset, self.unit, "partition.unit"))
+        return drawing(codes, self.rows, self.unit)
 
 
 class Clusters(_Scheme):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from motet.core.errors import ConfigError
 from motet.core.messages import Engine, Reply, Request, Traits
 from motet.core.rng import derive, numpy_generator
+from motet.core.roster import Names, Roster, sorted_names
 from motet.core.tree import Tree
 
 # (operation, rows of the site) -> rows that the call goes through.
@@ -94,27 +95,32 @@ class ClientProfiles(ClientProfile):
         default_factory=dict, description="site or population -> a profile of its own"
     )
 
-    def of(self, sites: Sequence[str], seed: int) -> dict[str, ClientProfile]:
+    def of(self, sites: Sequence[str], seed: int) -> Mapping[str, ClientProfile]:
         """Site -> its profile, with what is drawn; raises ConfigError for strangers in ``only``."""
-        populations = {site.rpartition("-")[0] for site in sites}
-        strangers = sorted(set(self.only) - set(sites) - populations)
+        populations = sites.counts if isinstance(sites, Names) else set(map(_population, sites))
+        strangers = sorted(
+            name for name in self.only if name not in sites and name not in populations
+        )
         if strangers:
             raise ConfigError(
                 f"clients.only names {strangers[0]!r}, which is neither a site nor a population"
             )
         common = ClientProfile(**{name: getattr(self, name) for name in ClientProfile.model_fields})
-        slow = self._slow(sorted(sites), seed)
-        found: dict[str, ClientProfile] = {}
-        for site in sites:
-            population = site.rpartition("-")[0]
+        slow = self._slow(sites if isinstance(sites, Names) else sorted(sites), seed)
+
+        def profile_of(site: str) -> ClientProfile:
+            population = _population(site)
             profile = self.only.get(site, self.only.get(population, common))
             rng = numpy_generator(seed, "clients", site)
             factor = math.exp(self.spread * float(rng.standard_normal()))
-            if self.stragglers is not None and site in slow:
+            if site in slow and self.stragglers is not None:
                 factor /= self.stragglers.factor
             speed = None if profile.speed is None else profile.speed * factor
-            found[site] = profile.model_copy(update={"speed": speed})
-        return found
+            return profile.model_copy(update={"speed": speed})
+
+        if isinstance(sites, Names):
+            return Roster(sites, profile_of)
+        return {site: profile_of(site) for site in sites}
 
     def _slow(self, sites: Sequence[str], seed: int) -> frozenset[str]:
         if self.stragglers is None:
@@ -122,6 +128,10 @@ class ClientProfiles(ClientProfile):
         rng = numpy_generator(seed, "clients", "stragglers")
         count = round(self.stragglers.share * len(sites))
         return frozenset(sites[i] for i in rng.permutation(len(sites))[:count])
+
+
+def _population(site: str) -> str:
+    return site.rpartition("-")[0]
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,7 @@ class Clocked:
         work: Work = lambda op, rows: rows,
     ) -> None:
         self.engine = engine
-        self.profiles = profiles.of(list(engine.sites()), seed)
+        self.profiles = profiles.of(sorted_names(engine.sites()), seed)
         self._seed = seed
         self._work = work
         self._time = 0.0

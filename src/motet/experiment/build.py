@@ -8,22 +8,20 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
 
-from motet.core import ConfigError, DataError, Dataset, Facts, SiteSpec, wire
+from motet.core import ConfigError, Dataset, Facts, SiteSpec
 from motet.core.graph import GRAPH
-from motet.core.groups import frozen_names
-from motet.core.mould import Mould
-from motet.core.rng import generator, numpy_generator, seeded
+from motet.core.rng import generator, numpy_generator
 from motet.core.roster import Drawn, Names, number_in
 from motet.data import load_data
 from motet.data.partition import Draw
 from motet.data.public import one_per_unit, split_concepts
 from motet.data.registry import options_of
-from motet.experiment.rows import join, scramble
+from motet.experiment import rows as choose
+from motet.experiment.casting import Models
 from motet.experiment.spec import Experiment, Population
 from motet.models.base import MultimodalModel
-from motet.models.registry import ModelSpec, build_model
+from motet.models.registry import ModelSpec
 from motet.protect.poison import poisoned
 
 # Sites of a population that draws its rows which are kept beside those that are at work.
@@ -76,7 +74,7 @@ def build_parties(experiment: Experiment) -> Parties:
     Sites of a population that draws its rows are made when they are asked for, each time anew.
     """
     test, public, private = share_out(experiment)
-    models = _Models(experiment, public)
+    models = Models(experiment, public)
     made = _Made(experiment, private, test, models)
     pooled = _pool(experiment, made) if experiment.method.pools_private_rows else None
     return _parties(experiment, models, made.sites(), made.known(), test, pooled)
@@ -94,7 +92,7 @@ def hub_parties(experiment: Experiment) -> Parties:
         if getattr(experiment, part) is not None:
             raise ConfigError(f"{part}: only a simulation has it; leave it out of this recipe")
     test, public, private = share_out(experiment)
-    models = _Models(experiment, public)
+    models = Models(experiment, public)
     nothing = torch.zeros(0, dtype=torch.int64)
     known: list[tuple[SiteSpec, int]] = []
     for population in experiment.populations:
@@ -107,7 +105,7 @@ def hub_parties(experiment: Experiment) -> Parties:
 
 def _parties(
     experiment: Experiment,
-    models: _Models,
+    models: Models,
     sites: Sequence[SiteSpec],
     known: Sequence[tuple[SiteSpec, int]],
     test: Dataset,
@@ -129,19 +127,19 @@ class _Made:
     """The sites of a recipe: those that share rows out at once, those that draw them on demand."""
 
     def __init__(
-        self, experiment: Experiment, private: Dataset, test: Dataset, models: _Models
+        self, experiment: Experiment, private: Dataset, test: Dataset, models: Models
     ) -> None:
         self._experiment = experiment
         self._test = test
         self._models = models
         populations = experiment.populations
-        self.drawn = {p.name: p for p in populations if p.missing is None and _draws(p)}
+        self.drawn = {
+            p.name: p for p in populations if p.missing is None and isinstance(p.partition, Draw)
+        }
         counts = {p.name: p.count for p in populations}
         self.names = Names(counts) if self.drawn else sorted(site_names(experiment))
-        attack = experiment.attack
-        self._liars = (
-            frozenset() if attack is None else attack.attackers(self.names, experiment.seed)
-        )
+        attack, seed = experiment.attack, experiment.seed
+        self._liars = frozenset() if attack is None else attack.attackers(self.names, seed)
         self._ready: dict[str, SiteSpec] = {}
         self._classes: dict[str, int] = {}
         self._draw: dict[str, Callable[[int], Dataset]] = {}
@@ -186,63 +184,11 @@ class _Made:
         return self._site(self.drawn[head], place, self._draw[head](place))
 
     def _site(self, population: Population, number: int, data: Dataset) -> SiteSpec:
-        experiment = self._experiment
-        site = _site(experiment, population, number, data, self._test, self._models)
+        made = self._experiment
+        site = _site(made, population, number, data, self._test, self._models)
         # What they are tested on, and how many rows they have, attackers do not change.
-        turned = poisoned(experiment.attack, site.data, site.name, self._liars, experiment.seed)
+        turned = poisoned(made.attack, site.data, site.name, self._liars, made.seed)
         return replace(site, data=turned)
-
-
-def _draws(population: Population) -> bool:
-    return isinstance(population.partition, Draw)
-
-
-class _Models:
-    """Builds the parties' models; what is frozen in them is held once."""
-
-    def __init__(self, experiment: Experiment, public: Dataset | None) -> None:
-        self.seed = experiment.seed
-        self.common = experiment.common_start
-        self.transform = experiment.method.transform
-        self.public = public
-        self.frozen: dict[str, torch.Tensor] = {}
-        # Parties with equal models have one mould.
-        self.moulds: dict[tuple[Any, ...], Mould[MultimodalModel]] = {}
-
-    def builder(
-        self, spec: ModelSpec, modalities: Sequence[str] | None, classes: int, party: str
-    ) -> Callable[[], MultimodalModel]:
-        """A function that builds this party's model, equal at every call."""
-        key = (self.seed, "model") if self.common else (self.seed, party, "model")
-        # The recipe holds its specifications for as long as there is anything to build.
-        equal = (id(spec), None if modalities is None else tuple(modalities), classes)
-        if equal in self.moulds:
-            return self.moulds[equal]
-
-        def build() -> MultimodalModel:
-            model = build_model(spec, modalities, classes, generator(*key))
-            if self.public is not None:
-                model.calibrate(self.public)
-            with seeded(*key, "transform"):
-                made = self.transform(model)
-            share_frozen(made, self.frozen)
-            assert isinstance(made, MultimodalModel)
-            return made
-
-        if not self.common:
-            return build
-        self.moulds[equal] = Mould(build)
-        return self.moulds[equal]
-
-
-def share_frozen(model: nn.Module, pool: dict[str, torch.Tensor]) -> None:
-    """Has the model hold frozen tensors that another one holds already, in place of its own."""
-    frozen = frozen_names(model)
-    for path, module in model.named_modules():
-        for slots in (module._parameters, module._buffers):
-            for name, value in slots.items():
-                if value is not None and f"{path}.{name}".lstrip(".") in frozen:
-                    value.data = pool.setdefault(wire.digest({"value": value.detach()}), value.data)
 
 
 def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]:
@@ -262,7 +208,7 @@ def share_out(experiment: Experiment) -> tuple[Dataset, Dataset | None, Dataset]
         for name in sizes:
             parts[name] = one_per_unit(parts[name], unit, draw)
     if GRAPH in rows.columns:
-        parts |= in_graph(rows, parts)
+        parts |= choose.in_graph(rows, parts)
     return parts["test"], parts.get("public"), parts["private"]
 
 
@@ -273,24 +219,9 @@ def _options(experiment: Experiment) -> dict[str, Any]:
     return {"seed": experiment.seed, **options} if drawn else options
 
 
-def in_graph(rows: Dataset, parts: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Test and private nodes where they stand: the graph without public nodes, others' labels -100.
-
-    Nodes of no part stay in it too, without a label.
-    """
-    public = parts["public"].rows if "public" in parts else rows.rows[:0]
-    kept = rows.take((~torch.isin(rows.rows, public)).nonzero().flatten())
-    if kept.labels is None:
-        raise DataError("this graph's nodes have no labels, so that none can be tested on")
-    return {
-        name: replace(kept, labels=kept.labels.where(torch.isin(kept.rows, parts[name].rows), -100))
-        for name in ("test", "private")
-    }
-
-
 def _rows(experiment: Experiment, population: Population, private: Dataset) -> Dataset:
     """The rows that the sites of a population have, all together."""
-    rows = _where(private, population).only(_known(population, private))
+    rows = choose.where_wanted(private, population).only(_known(population, private))
     if population.rows == "one" and experiment.data.unit:
         rng = numpy_generator(experiment.seed, "data", population.name, "one")
         rows = one_per_unit(rows, experiment.data.unit, rng)
@@ -333,23 +264,23 @@ def _site(
     number: int,
     data: Dataset,
     test: Dataset,
-    models: _Models,
+    models: Models,
 ) -> SiteSpec:
     seed, name = experiment.seed, f"{population.name}-{number + 1}"
     if experiment.data.scrambled:
-        data = scramble(data, generator(seed, "data", name, "scramble"))
+        data = choose.scramble(data, generator(seed, "data", name, "scramble"))
     if population.shift_labels and data.labels is not None:
         shifted = (data.labels + population.shift_labels) % len(data.classes)
         data = replace(data, labels=shifted.where(data.labels >= 0, -100))
     if GRAPH in data.columns:
-        test = _tests_in_graph(name, test, data)
+        test = choose.tests_in_graph(name, test, data)
     elif population.tests == "own":
-        test = own_tests(_where(test, population), data)
+        test = choose.own_tests(choose.where_wanted(test, population), data)
     return _spec(population, number, data, test.only(data.modalities), models)
 
 
 def _spec(
-    population: Population, number: int, data: Dataset, test: Dataset | None, models: _Models
+    population: Population, number: int, data: Dataset, test: Dataset | None, models: Models
 ) -> SiteSpec:
     name = f"{population.name}-{number + 1}"
     spec = population.models[number % len(population.models)]
@@ -365,7 +296,7 @@ def site_maker(
     For who knows these sites' rows alone: models are those of ``build_parties``. It raises
     ConfigError for a name that the recipe does not have.
     """
-    models = _Models(experiment, public)
+    models = Models(experiment, public)
 
     def make(name: str, data: Dataset, test: Dataset | None) -> SiteSpec:
         population, number = find_site(experiment, name)
@@ -387,13 +318,6 @@ def find_site(experiment: Experiment, name: str) -> tuple[Population, int]:
     raise ConfigError(f"the recipe has no site {name!r}; it has {known}")
 
 
-def _tests_in_graph(site: str, test: Dataset, data: Dataset) -> Dataset:
-    """The site's own nodes, labelled where they are test nodes."""
-    if data.labels is not None and not bool((data.labels >= 0).any()):
-        raise DataError(f"site {site} has no labelled node to train on; raise data.private")
-    return test.take(test.positions(data.rows))
-
-
 def _classes(population: Population, data: Dataset) -> int:
     """How many classes the models of a population tell apart; 0 without a head."""
     alone = len(population.modalities) == 1
@@ -406,27 +330,6 @@ def _classes(population: Population, data: Dataset) -> int:
     return len(data.classes) if head else 0
 
 
-def own_tests(test: Dataset, data: Dataset) -> Dataset:
-    """As many test rows as there are in the proportions of the site's labels; all without labels.
-
-    The first rows of each class, in the test set's order, so that sites share what they can.
-    """
-    if test.labels is None or data.labels is None:
-        return test
-    count = len(data.classes)
-    own = torch.bincount(data.labels[data.labels >= 0], minlength=count).double()
-    there = torch.bincount(test.labels[test.labels >= 0], minlength=count).double()
-    share = own / own.sum()
-    held = share > 0
-    size = float((there[held] / share[held]).min())
-    wanted = torch.where(held, (share * size).round().clamp(min=1), 0.0).minimum(there)
-    kept = [
-        (test.labels == label).nonzero().flatten()[: int(number)]
-        for label, number in enumerate(wanted.tolist())
-    ]
-    return test.take(torch.cat(kept).sort().values)
-
-
 def _known(population: Population, rows: Dataset) -> Sequence[str]:
     for modality in population.modalities:
         if modality not in rows.columns:
@@ -435,26 +338,6 @@ def _known(population: Population, rows: Dataset) -> Sequence[str]:
                 f"have {list(rows.modalities)}"
             )
     return population.modalities
-
-
-def _where(rows: Dataset, population: Population) -> Dataset:
-    """The rows whose columns have the wanted values."""
-    keep = torch.ones(len(rows), dtype=torch.bool)
-    for name, wanted in population.where.items():
-        column = rows.about.get(name)
-        if column is None:
-            raise ConfigError(
-                f"population {population.name}: where names {name!r}, and the data have "
-                f"{sorted(rows.about)}"
-            )
-        values = {wanted} if isinstance(wanted, str) else set(wanted)
-        found = [
-            str(item) for item in (column.tolist() if isinstance(column, torch.Tensor) else column)
-        ]
-        keep &= torch.tensor([item in values for item in found])
-    if not bool(keep.any()):
-        raise DataError(f"population {population.name}: no private row has {population.where}")
-    return rows if bool(keep.all()) else rows.take(keep.nonzero().flatten())
 
 
 def _label(spec: ModelSpec, modalities: Sequence[str]) -> str:
@@ -494,4 +377,4 @@ def _pool(experiment: Experiment, made: _Made) -> Dataset | None:
     wanted = set(experiment.server.encoders) if experiment.server else set()
     parts = [*(site.data for site in made.ready), *made.rows.values()]
     full = [data for data in parts if wanted and wanted <= set(data.modalities)]
-    return join(full) if full else None
+    return choose.join(full) if full else None

@@ -43,8 +43,9 @@ class Ditto(Personal):
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
-            load(fed.model, replies.mean("weights", by=weight_key(self.weighting)))
+            averaged = {"weights": weight_key(self.weighting)}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights"))
             self.tell(fed, received=weights_of(fed.model))
 
     @at_site(sends={"weights": Kind.WEIGHTS})

@@ -48,7 +48,8 @@ class DualSampled(Sampled):
         fed.state["h"] = zeros(parameters_of(fed.model))
         for _ in fed.rounds(self.rounds):
             start = parameters_of(fed.model)
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
+            averaged = {"weights": None}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
             load(fed.model, replies.mean("weights"))
             if self.dual != "none":
                 mean = parameters_of(fed.model)

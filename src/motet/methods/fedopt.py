@@ -38,8 +38,9 @@ class ServerOptimised(FedAvg):
         fed.state["optimizer"] = self.start(parameters_of(fed.model))
         for _ in fed.rounds(self.rounds):
             before = parameters_of(fed.model)
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
-            load(fed.model, replies.mean("weights", by=weight_key(self.weighting)))
+            averaged = {"weights": weight_key(self.weighting)}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights"))
             delta = minus(parameters_of(fed.model), before)
             fed.state["optimizer"], change = self.step(fed.state["optimizer"], delta)
             load(fed.model, plus(before, change), partial=True)

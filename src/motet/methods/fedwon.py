@@ -52,8 +52,9 @@ class FedWon(Sampled):
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
-            load(fed.model, replies.mean("weights", by="samples"))
+            averaged = {"weights": "samples"}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights"))
             fed.report(sites=fed.all, point="as received", received=weights_of(fed.model))
 
     @at_site(sends={"weights": Kind.WEIGHTS})

@@ -52,8 +52,9 @@ class Moon(Sampled):
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
-            load(fed.model, replies.mean("weights", by="samples"))
+            averaged = {"weights": "samples"}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights"))
             fed.report()
 
     @at_site(sends={"weights": Kind.WEIGHTS})

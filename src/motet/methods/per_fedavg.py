@@ -58,8 +58,9 @@ class PerFedAvg(Sampled):
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
-            load(fed.model, replies.mean("weights", by=weight_key(self.weighting)))
+            averaged = {"weights": weight_key(self.weighting)}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights"))
             weights = weights_of(fed.model)
             fed.report(sites=fed.all, point="as received", received=weights)
             after = "after adaptation"

@@ -64,8 +64,9 @@ class PFedMe(Personal):
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
             start = parameters_of(fed.model)
-            replies = self.ask(fed, self.train, weights=weights_of(fed.model))
-            load(fed.model, replies.mean("weights", by=weight_key(self.weighting)))
+            averaged = {"weights": weight_key(self.weighting)}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=weights_of(fed.model))
+            load(fed.model, replies.mean("weights"))
             moved = towards(start, parameters_of(fed.model), self.beta)
             load(fed.model, moved, partial=True)
             self.tell(fed, received=weights_of(fed.model))

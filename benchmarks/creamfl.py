@@ -1,6 +1,6 @@
 """A CreamFL round against a straightforward implementation and the passes that it cannot avoid.
 
-    python benchmarks/creamfl.py [--rounds 6] [--recipe recipes/creamfl-emoji.yaml]
+    python -m benchmarks.creamfl [--rounds 6] [--recipe recipes/creamfl-emoji.yaml]
 
 The demo's sites on emoji. Four contenders take turns round by round in one process, from the same
 weights, over the same rows in the same order:
@@ -11,7 +11,8 @@ weights, over the same rows in the same order:
 - bare: the models' forward and backward passes and optimiser steps on batches that are ready, and
   the encoding of public and test rows. Aggregation, metrics and all else are not timed.
 
-After every round the numbers of steps and rows must be equal and the results close, or nothing is
+After every round each party's number of steps must be equal, and the servers' embeddings and recall
+the same but for rounding (which other rows, or another order, would not leave so), or nothing is
 reported. Times are processor time of one thread; the first round, which prepares inputs, is left
 out. Peak memory is that of a process that runs one contender alone.
 """
@@ -19,7 +20,6 @@ out. Peak memory is that of a process that runs one contender alone.
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import motet
-import straightforward as plain
+from benchmarks import straightforward as plain
 from motet.core import Dataset
 from motet.core.events import Event, Events
 from motet.core.rng import generator
@@ -59,6 +59,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=6, help="the first one is not counted")
     parser.add_argument("--recipe", type=Path, default=Path("recipes/creamfl-emoji.yaml"))
+    parser.add_argument(
+        "--without", choices=SHOWN, nargs="*", default=[], help="contenders to leave out"
+    )
     parser.add_argument("--alone", choices=SHOWN, help="run this one alone, print its peak memory")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -68,18 +71,28 @@ def main() -> None:
     experiment = parse_experiment(recipe)
     if options.alone:
         Race(experiment, [options.alone]).run()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        print(peak())
         return
-    race = Race(experiment, list(SHOWN))
+    names = [name for name in SHOWN if name not in options.without]
+    race = Race(experiment, names)
     race.run()
-    report(race.seconds, {name: alone(name, options.recipe) for name in SHOWN})
+    report(race.seconds, {name: alone(name, options.recipe) for name in names})
 
 
 def alone(name: str, recipe: Path) -> int:
     """Peak memory, in MB, of a process that runs one round of one contender."""
-    words = [sys.executable, __file__, "--rounds", "1", "--recipe", str(recipe), "--alone", name]
-    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    words = ["-m", "benchmarks.creamfl", "--rounds", "1", "--recipe", str(recipe), "--alone", name]
+    done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True)
     return int(done.stdout.split()[-1])
+
+
+def peak() -> int:
+    """This process's own peak of resident memory in MB (Linux).
+
+    Not from getrusage, whose figure begins with that of the process which started this one.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def report(seconds: dict[str, list[float]], memory: dict[str, int]) -> None:
@@ -89,10 +102,10 @@ def report(seconds: dict[str, list[float]], memory: dict[str, int]) -> None:
     print(f"motet {motet.__version__}, torch {torch.__version__}, 1 thread, {count} rounds each")
     print("| contender | seconds per round | Motet is | peak memory |")
     print("|---|---|---|---|")
-    for name, shown in SHOWN.items():
+    for name in seconds:
         ratios = [a / b for a, b in zip(seconds["motet"], seconds[name], strict=True)]
         spread = f"{median(ratios):.3f} x ({min(ratios):.3f} to {max(ratios):.3f})"
-        print(f"| {shown} | {median(seconds[name]):.3f} | {spread} | {memory[name]} MB |")
+        print(f"| {SHOWN[name]} | {median(seconds[name]):.3f} | {spread} | {memory[name]} MB |")
 
 
 class Race:
@@ -116,7 +129,8 @@ class Race:
     def run(self) -> None:
         """All rounds; raises SystemExit when the contenders do not do the same."""
         if "motet" not in self.names:
-            for number in range(self.experiment.method.rounds):
+            method: Any = self.experiment.method
+            for number in range(method.rounds):
                 self.turn(number)
             return
         events = Events()
@@ -162,11 +176,9 @@ class Race:
             rsum = last["metrics"]["rsum"][0]
             theirs = other.evaluate(other.server)
             spent, wrong = self.seconds[name][-1], abs(theirs - rsum)
-            print(
-                f"round {fed.round}: {name} {spent:.2f} s, rsum {theirs:.2f} and {rsum:.2f}, ",
-                end="",
-            )
-            print(f"embeddings differ by {gap:.1e}")
+            own = self.seconds["motet"][-1]
+            print(f"round {fed.round}: {name} {spent:.2f} s, Motet {own:.2f} s; ", end="")
+            print(f"rsum {theirs:.2f} and {rsum:.2f}, embeddings differ by {gap:.1e}")
             if gap > CLOSE or wrong > CLOSE_RSUM:
                 raise SystemExit(f"{name} came to other results than Motet: not the same work")
 
@@ -214,8 +226,13 @@ def order_of(experiment: Experiment) -> Callable[..., tuple[Tensor, ...]]:
 
 def model_of(build: Any) -> plain.Model:
     """Motet's model as a plain one: the same encoders and head, the same weights."""
-    made = build()
+    made = built(build)
     return plain.Model(made.encoders, made.head)
+
+
+def built(build: Any) -> Any:
+    """A party's model."""
+    return build()
 
 
 def straightforward(experiment: Experiment, parties: Parties, ready: bool) -> plain.CreamFL:
@@ -278,8 +295,8 @@ class Bare(plain.CreamFL):
             for spec in sorted(parties.sites, key=lambda spec: spec.name)
         }
         self.ready = {
-            name: Ready(parts.build(), parties.public.only(parts.data.modalities))
-            for name, parts in ((spec.name, spec) for spec in parties.sites)
+            spec.name: Ready(built(spec.build), parties.public.only(spec.data.modalities))
+            for spec in parties.sites
         }
         self.before: dict[str, dict[str, Tensor]] = {}
         self.paused = 0.0

@@ -30,12 +30,7 @@ from motet.experiment.spec import parse_experiment
 
 FOLDER = ROOT / "runs" / "bench"
 # What other parts measure alone: each prints its own figures.
-ALONE = {
-    "creamfl": "creamfl.py",
-    "gca": "gca.py",
-    "scale": "scale.py",
-    "startup": "startup.py",
-}
+ALONE = ("creamfl", "gca", "scale", "startup")
 
 
 @dataclass(frozen=True)
@@ -96,14 +91,11 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 def alone(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """What a script that measures by itself prints."""
-    script = ROOT / "benchmarks" / ALONE[name]
-    if not script.exists():
-        raise RuntimeError(f"there is no {script.relative_to(ROOT)}")
-    command = [sys.executable, str(script)]
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
-        raise RuntimeError(f"{script.name} failed: {result.stderr.strip()[-500:]}")
-    shown = f"python benchmarks/{script.name}"
+        raise RuntimeError(f"{name} failed: {result.stderr.strip()[-500:]}")
+    shown = f"python -m benchmarks.{name}"
     return {"machine": machine(), "command": shown, "text": result.stdout.rstrip()}
 
 

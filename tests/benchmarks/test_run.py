@@ -124,7 +124,9 @@ def test_a_work_that_fails_is_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(harness, "FOLDER", tmp_path / "runs")
-    monkeypatch.setattr(harness, "ALONE", {"gca": "missing.py"})
-    assert harness.main(["--work", "gca", "--out", str(tmp_path)]) == 1
-    assert "NOT reported: there is no benchmarks/missing.py" in capsys.readouterr().err
+    monkeypatch.setattr(harness, "ALONE", ("missing",))
+    assert harness.main(["--work", "missing", "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "NOT reported: missing failed" in told
+    assert "No module named benchmarks.missing" in told
     assert not (tmp_path / "performance.json").exists()

@@ -111,10 +111,11 @@ def test_gradients_of_an_earlier_step_do_not_add_up() -> None:
     assert model.bias.item() == -3
 
 
-def deep() -> nn.Module:
+def deep() -> Any:
     """Tied weights, a frozen layer, two dtypes, buffers, and a layer that no loss reaches."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4))
+    layers = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 4)
+    model: Any = nn.Sequential(*layers)
     model[2].weight = model[0].weight
     model[3].requires_grad_(False)
     model.wide = nn.Linear(4, 2).double()
@@ -123,8 +124,9 @@ def deep() -> nn.Module:
 
 
 def loss_of(model: Any, x: torch.Tensor, part: bool) -> torch.Tensor:
-    found = model[3](model[2](model[1](model[0](x))))
-    return found.square().mean() + (0 if part else model.wide(found.double()).sum())
+    found: torch.Tensor = model[3](model[2](model[1](model[0](x))))
+    loss = found.square().mean()
+    return loss if part else loss + model.wide(found.double()).sum()
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])

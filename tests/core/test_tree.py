@@ -151,7 +151,7 @@ def test_neither_side_of_a_separate_copy_sees_what_the_other_writes(writes: str)
     original, wanted = nn.Parameter(large()), large()
     view = original.detach()[1:]
     copied = separate({"x": original, "few": wanted[:2, :2], "name": ["a"]})
-    assert torch._C._is_cow_tensor(copied["x"])
+    assert torch._C._is_cow_tensor(copied["x"])  # type: ignore[attr-defined]
     assert not copied["x"].requires_grad
     {
         "copy": copied["x"],
@@ -204,9 +204,9 @@ def test_separate_copies_of_copies_stand_alone() -> None:
 
 
 def test_loading_copies_in_place_and_keeps_ties() -> None:
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).double())
+    model: Any = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3).double())
     tied = nn.Linear(3, 3)
-    tied.weight = model[0].weight  # type: ignore[union-attr, assignment]
+    tied.weight = model[0].weight
     model.append(tied)
     twin = copy.deepcopy(model)
     before = {name: value.data_ptr() for name, value in model.state_dict().items()}

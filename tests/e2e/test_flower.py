@@ -355,7 +355,7 @@ def test_the_checks_of_every_party_are_fine_and_say_what_is_wrong(
     (other / "site.key").chmod(0o644)
     wrong = {check.name: check.text for check in preflight(other) if not check.fine}
     assert set(wrong) == {"hub", "ca.crt", "site.key"}
-    assert "are hub and ca.crt of one deployment?" in wrong["hub"]
+    assert "are both folders of one deployment?" in wrong["hub"]
     assert "chmod 600" in wrong["site.key"]
 
 

@@ -235,6 +235,12 @@ def test_it_gives_what_one_by_one_gives(way: str, loss: Any, sizes: Sequence[int
     assert told(together) == [("coalesced", 5, "")]
 
 
+def test_sites_that_wait_stay_in_memory() -> None:
+    few = run(Training(), Coalesced, live=2)
+    agree(run(Training(), Serial), few)
+    assert ("coalesced", 2, "") in told(few)
+
+
 def test_repeated_runs_are_the_same_to_the_bit() -> None:
     first, second = (run(Training(momentum=0.5), Coalesced, sizes=RAGGED) for _ in range(2))
     for name, value in weights_of(first.model).items():

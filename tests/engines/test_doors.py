@@ -52,7 +52,7 @@ def test_few_live_sites_give_the_results_of_all(live: int) -> None:
     fed = federation(Phases())
     assert isinstance(fed.engine, Serial)
     doors = fed.engine._doors
-    doors._live = live
+    doors.live = live
     fed.start()
     assert plain(fed.events.memory) == plain(wanted.events.memory)
     assert len(doors._doors) == live
@@ -79,13 +79,13 @@ def test_a_killed_run_with_few_live_sites_goes_on(tmp_path: Path, stop: int) -> 
 
     fed = federation(Phases(), folder=tmp_path, listener=listen)
     assert isinstance(fed.engine, Serial)
-    fed.engine._doors._live = 1
+    fed.engine._doors.live = 1
     with pytest.raises(StopError):
         fed.start()
     fed.events.close()
     again = federation(Phases(), folder=tmp_path)
     assert isinstance(again.engine, Serial)
-    again.engine._doors._live = 2
+    again.engine._doors.live = 2
     again.start()
     again.events.close()
     last = read_events(tmp_path / "events.jsonl")[-1]

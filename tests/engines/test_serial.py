@@ -28,8 +28,11 @@ from motet.engines.serial import Serial
 class Meddling(Method):
     """Both sides change in place what they sent and what they were sent."""
 
+    # Large tensors are copied when they are written to, and small ones at once.
+    size: int = 2
+
     def run(self, fed: Federation) -> None:
-        sent: Tree = {"z": torch.ones(2), "list": [1.0]}
+        sent: Tree = {"z": torch.ones(self.size), "list": [1.0]}
         fed.state["seen"] = []
         for _ in fed.rounds(3):
             replies = fed.all.ask(self.meddle, shared=sent)
@@ -43,7 +46,7 @@ class Meddling(Method):
     def meddle(self, site: Site, shared: Tree) -> Tree:
         shared["z"].mul_(2)
         shared["list"].append(2.0)
-        total = site.state.get("z", torch.zeros(2)) + shared["z"]
+        total = site.state.get("z", torch.zeros(self.size)) + shared["z"]
         site.state = {"z": total, "shared": shared["z"]}
         with torch.no_grad():
             for value in site.model.parameters():
@@ -67,7 +70,10 @@ class Alive(Method):
         return {"w": weight.T}
 
 
-@pytest.mark.parametrize("method", [Meddling(), Alive(), Averaging()], ids=["1", "2", "3"])
+METHODS = [Meddling(), Meddling(size=9000), Alive(), Averaging()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=["small", "large", "alive", "averaging"])
 def test_copies_and_frames_give_the_same(method: Method) -> None:
     ends = []
     for strict in (False, True):

@@ -18,7 +18,7 @@ from motet.experiment.runner import Result, run
 from motet.methods import creamfl as module
 from motet.methods.creamfl import CreamFL
 from motet.methods.parts import Distil, encode_all
-from motet.models import base
+from motet.models.hashed import HashedMLP
 
 
 @pytest.fixture
@@ -353,16 +353,16 @@ def test_a_site_does_not_encode_the_same_rows_twice(
 
 def test_rows_of_a_round_are_not_prepared_anew(go: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    prepared = base._prepared
+    prepare = HashedMLP.prepare
 
-    def noted(data: Dataset, name: str, encoder: Any) -> Tensor:
-        make = encoder.prepare
-        monkeypatch.setattr(encoder, "prepare", lambda x: (sizes.append(len(x)), make(x))[1])
-        try:
-            return prepared(data, name, encoder)
-        finally:
-            monkeypatch.delattr(encoder, "prepare")
+    def noted(self: HashedMLP, column: Any) -> Tensor:
+        sizes.append(len(column))
+        return prepare(self, column)
 
-    monkeypatch.setattr(base, "_prepared", noted)
+    monkeypatch.setattr(HashedMLP, "prepare", noted)
+    # As if every party prepared in a way of its own, so that none can take over from another.
+    monkeypatch.setattr(HashedMLP, "key", property(lambda self: f"{id(self)}"))
     go("method.public_rows=10", "method.rounds=3")
+    # The public set at the hub and at three sites that read texts.
+    assert sizes.count(24) == 4
     assert 10 not in sizes

@@ -36,6 +36,7 @@ class Dataset:
     cache: what encoders made of columns, (id of column, encoder's key) -> (column, prepared). Data
         sets that share columns share it, selections take their rows of it, and it goes with the
         last of them. What was not used for longest goes when all data sets hold too much.
+    ready: modality -> key of the encoder that has prepared its column.
     """
 
     columns: Mapping[str, Column]
@@ -45,6 +46,7 @@ class Dataset:
     classes: tuple[str, ...] = ()
     about: Mapping[str, Column] = field(default_factory=dict)
     cache: Prepared = field(default_factory=Prepared, repr=False)
+    ready: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.columns.items()}
@@ -96,13 +98,10 @@ class Dataset:
         # A frozen trunk must not run again on a subset of rows that it has seen.
         names = {id(column): name for name, column in self.columns.items()}
         picked = Prepared()
-        for (number, key), (whole, prepared) in list(self.cache.items()):
+        for (number, key), (_, prepared) in list(self.cache.items()):
             if number in names:
                 column = columns[names[number]]
-                ready = prepared[at]
-                if whole is prepared and isinstance(column, Tensor):
-                    ready = column
-                picked[id(column), key] = (column, ready)
+                picked[id(column), key] = (column, prepared[at])
         return picked
 
     def positions(self, rows: Tensor) -> Tensor:

@@ -54,49 +54,34 @@ ROOM = _Room(BUDGET)
 class Prepared(MutableMapping[Key, tuple[Any, Tensor]]):
     """(id of a column, encoder's key) -> (column, what the encoder made of it).
 
-    The column is kept so that no other one can take over its id. One that is prepared already, and
-    stands for itself, is known for as long as somebody else holds it.
+    The column is kept so that no other one can take over its id.
     """
 
     def __init__(self) -> None:
         self._entries: dict[Key, tuple[Any, Tensor]] = {}
-        self._ready: dict[Key, weakref.ref[Tensor]] = {}
 
     def __getitem__(self, key: Key) -> tuple[Any, Tensor]:
-        if key in self._entries:
-            ROOM.use(self, key)
-            return self._entries[key]
-        found = self._ready[key]()
-        if found is None:
-            raise KeyError(key)
-        return found, found
+        found = self._entries[key]
+        ROOM.use(self, key)
+        return found
 
     def __setitem__(self, key: Key, entry: tuple[Any, Tensor]) -> None:
-        if entry[0] is entry[1]:
-            self._ready[key] = weakref.ref(entry[1])
-            return
         self._entries[key] = entry
-        ROOM.add(self, key, entry[1].nbytes)
+        if entry[0] is not entry[1]:
+            ROOM.add(self, key, entry[1].nbytes)
 
     def __delitem__(self, key: Key) -> None:
-        if key in self._entries:
-            self.drop(key)
-            ROOM.forget(id(self), key)
-        else:
-            del self._ready[key]
+        self.drop(key)
+        ROOM.forget(id(self), key)
 
     def __contains__(self, key: object) -> bool:
-        if key in self._entries:
-            return True
-        found = self._ready.get(key)  # type: ignore[call-overload]
-        return found is not None and found() is not None
+        return key in self._entries
 
     def __iter__(self) -> Iterator[Key]:
-        yield from self._entries
-        yield from [key for key, found in self._ready.items() if found() is not None]
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(self._entries)
 
     def __del__(self) -> None:
         for key in self._entries:

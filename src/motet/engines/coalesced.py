@@ -74,7 +74,9 @@ class Coalesced(Serial):
         """The oldest questions that may be under way at the same time."""
         wave: list[Request] = []
         sites: set[str] = set()
-        while self._queue and len(wave) < WAVE and self._queue[0].site not in sites:
+        # A site that is set aside must stay in memory.
+        most = min(WAVE, self._doors.live)
+        while self._queue and len(wave) < most and self._queue[0].site not in sites:
             if self._queue[0].op.startswith("@") and wave:
                 break
             request = self._queue.popleft()

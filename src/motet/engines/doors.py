@@ -39,7 +39,7 @@ class Doors(Mapping[str, Door]):
             else {spec.name: spec for spec in specs}
         )
         self._make = make
-        self._live = LIVE if live is None else live
+        self.live = LIVE if live is None else live
         self._folder = folder
         self._doors: OrderedDict[str, Door] = OrderedDict()
         self._away: set[str] = set()
@@ -53,7 +53,7 @@ class Doors(Mapping[str, Door]):
                 door.take_up(self._read(name))
                 self._away.discard(name)
             self._doors[name] = door
-            while len(self._doors) > self._live:
+            while len(self._doors) > self.live:
                 self._put_away(*self._doors.popitem(last=False))
         else:
             self._doors.move_to_end(name)

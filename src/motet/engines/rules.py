@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from motet.core.optim import SGD, Adam, Optimizer
+from motet.core.eager import EagerAdamW
+from motet.core.optim import SGD, Adam, BriskSGD, Optimizer
 from motet.engines.tape import Product, Unlike
 
 DENSE = torch.contiguous_format
@@ -48,7 +49,9 @@ def rule_of(optimizer: Optimizer, parameters: Collection[Tensor]) -> Rule:
         raise Unlike("its optimiser is not one of all parameters alike")
     group = {key: value for key, value in inner.param_groups[0].items() if key != "params"}
     kinds: dict[Any, type[StackedSGD] | type[StackedAdam]] = {
+        BriskSGD: StackedSGD,
         torch.optim.SGD: StackedSGD,
+        EagerAdamW: StackedAdam,
         torch.optim.AdamW: StackedAdam,
     }
     kind = kinds.get(type(inner))

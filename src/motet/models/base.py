@@ -95,7 +95,8 @@ class MultimodalModel(nn.Module):
             encoder = self.encoders[name]
             assert isinstance(encoder, Encoder)
             columns[name] = _prepared(data, name, encoder)
-        return replace(data.only(names), columns=columns)
+        ready = {name: str(self.encoders[name].key) for name in names}
+        return replace(data.only(names), columns=columns, ready=ready)
 
     def forward(self, batch: Batch) -> Output:
         """Encodes the modalities that batch and model share; any subset will do."""
@@ -133,13 +134,12 @@ class UnitVectors(Mapping[str, Tensor]):
 def _prepared(data: Dataset, name: str, encoder: Encoder) -> Tensor:
     """What the encoder makes of a column, worked out once for as long as its data set lives."""
     column = data.columns[name]
+    if data.ready.get(name) == encoder.key and isinstance(column, Tensor):
+        return column
     key = (id(column), encoder.key)
     if key not in data.cache:
-        # The column is kept beside it, so that no other one can take over its id. What is prepared
-        # stays as it is when it is prepared again.
-        ready = encoder.prepare(column)
-        data.cache[key] = (column, ready)
-        data.cache[id(ready), encoder.key] = (ready, ready)
+        # The column is kept beside it, so that no other one can take over its id.
+        data.cache[key] = (column, encoder.prepare(column))
     prepared: Tensor = data.cache[key][1]
     return prepared
 

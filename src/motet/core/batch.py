@@ -98,13 +98,10 @@ class Dataset:
         # A frozen trunk must not run again on a subset of rows that it has seen.
         names = {id(column): name for name, column in self.columns.items()}
         picked = Prepared()
-        for (number, key), (whole, prepared) in list(self.cache.items()):
+        for (number, key), (_, prepared) in list(self.cache.items()):
             if number in names:
                 column = columns[names[number]]
-                ready = prepared[at]
-                if whole is prepared and isinstance(column, Tensor):
-                    ready = column
-                picked[id(column), key] = (column, ready)
+                picked[id(column), key] = (column, prepared[at])
         return picked
 
     def positions(self, rows: Tensor) -> Tensor:

@@ -112,6 +112,17 @@ def test_a_selection_is_not_prepared_again(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(model.prepare(some.only(["text"])).columns["text"], whole[[4, 1]])
 
 
+def test_what_is_prepared_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = data(text=torch.ones(6, dtype=torch.bool))
+    model = MultimodalModel({"text": HashedMLP(width=8)})
+    ready = model.prepare(rows)
+    rows.cache.clear()
+    monkeypatch.setattr(HashedMLP, "prepare", lambda *_: pytest.fail("prepared again"))
+    assert model.prepare(ready).columns["text"] is ready.columns["text"]
+    some = ready.take([4, 1])
+    assert model.prepare(some).columns["text"] is some.columns["text"]
+
+
 def test_other_columns_do_not_find_what_was_prepared_before() -> None:
     rows = data(text=torch.ones(6, dtype=torch.bool))
     model = MultimodalModel({"text": HashedMLP(width=8)})

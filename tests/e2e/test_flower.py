@@ -5,7 +5,6 @@ One federation for all tests here, since a SuperNode starts a process for every 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -15,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,10 +49,11 @@ from motet.experiment.runner import run
 from motet.experiment.spec import Experiment, parse_experiment, with_settings
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 # On a machine with much else to do; each is far less by itself.
 PATIENCE = 150.0
 SETTINGS = [
-    "method.rounds=1",
+    "method.rounds=2",
     "method.cohort=3",
     "method.server={epochs: 1, first_epochs: 1}",
     "method.distil={epochs: 1}",
@@ -202,13 +203,42 @@ def register_and_start(made: Federation) -> Control:
     return control
 
 
+def again(made: Federation, party: str, service: str) -> None:
+    made.kill(party, service)
+    made.start(party, service)
+
+
 @pytest.fixture(scope="module")
 def finished(federation: Federation) -> dict[str, Any]:
-    """The run of the whole federation to its end; its last event."""
+    """The run of the whole federation, with kills at the beginning of its rounds; its last event.
+
+    One run for both, since Flower takes a minute to miss what was killed.
+    """
+    kills = iter(
+        [
+            # Two at once, so that they are missed at once.
+            lambda: (
+                again(federation, "pair-1", "supernode"),
+                again(federation, "image-1", "agent"),
+            ),
+            lambda: again(federation, "hub", "superlink"),
+        ]
+    )
+
+    class Killing(Follower):
+        def _say(self, event: Mapping[str, Any]) -> None:  # type: ignore[override]
+            super()._say(dict(event))
+            if event["event"] == "round":
+                next(kills, lambda: None)()
+
     control = register_and_start(federation)
     config = federation.folder / "hub/hub.yaml"
     begin = time.monotonic()
-    follow(control, read_hub(config).folder, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("motet.commands.follow.LOOK", 5.0)
+        patch.setattr("motet.commands.follow.Follower", Killing)
+        follow(control, read_hub(config).folder, config)
+    assert next(kills, None) is None
     events = read_events(federation.folder / "hub/run/events.jsonl")
     return {**events[-1], "seconds": time.monotonic() - begin, "events": events}
 
@@ -219,10 +249,12 @@ def test_the_result_is_that_of_a_simulation_to_the_bit(
     simulated = run(federation.experiment)
     assert finished["event"] == "finished"
     assert finished["hash"] == simulated.hash
+    kinds = [event["event"] for event in finished["events"]]
+    assert "resumed" in kinds
+    assert "failed" not in kinds
     # The same questions and answers, counted in the same bytes.
     assert frames(finished["events"]) == frames(simulated.events)
-    asked = [event["time"] for event in finished["events"] if event["event"] != "metric"]
-    record_property("seconds of the round", round(asked[-1] - asked[1], 1))
+    record_property("seconds", round(finished["seconds"], 1))
     record_property("bytes", sum(up + down for _, _, up, down in frames(finished["events"])))
 
 
@@ -240,8 +272,13 @@ def test_every_reply_is_in_the_journal_of_its_site(
 ) -> None:
     for site in SITES:
         journal = read_journal(federation.folder / site / "state/journal.jsonl")
-        told = [event["op"] for event in finished["events"] if event.get("site") == site]
-        assert [line["op"] for line in journal if line["what"] == "left"][: len(told)] == told
+        told = Counter(
+            event["op"]
+            for event in finished["events"]
+            if event["event"] == "replied" and event["site"] == site
+        )
+        assert told
+        assert told <= Counter(line["op"] for line in journal if line["what"] == "left")
 
 
 def test_no_app_of_the_hubs_was_unpacked_at_a_site(
@@ -363,45 +400,3 @@ def test_the_hub_knows_every_site_by_its_key(federation: Federation) -> None:
     keys = public_keys(federation.folder / "hub/keys", site_names(federation.experiment))
     assert set(keys) == set(SITES)
     assert len(set(keys.values())) == len(SITES)
-
-
-@pytest.mark.slow
-def test_hub_agent_and_courier_may_be_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(globals(), "SETTINGS", [*SETTINGS, "method.rounds=2"])
-    wanted = run(parse_experiment(recipe())).hash
-    with deployed() as made:
-        made.start("hub", "superlink")
-        for site in SITES:
-            made.start(site, "agent")
-        until(made.up, "the SuperLink")
-        control = register_and_start(made)
-        config = made.folder / "hub/hub.yaml"
-        spec = read_hub(config)
-        monkeypatch.setattr("motet.commands.follow.LOOK", 5.0)
-        kills = iter(
-            [
-                # Two at once, so that they are missed at once.
-                lambda: (again(made, "pair-1", "supernode"), again(made, "image-1", "agent")),
-                lambda: again(made, "hub", "superlink"),
-            ]
-        )
-
-        class Killing(Follower):
-            def _say(self, event: Mapping[str, Any]) -> None:  # type: ignore[override]
-                super()._say(dict(event))
-                if event["event"] == "round":
-                    next(kills, lambda: None)()
-
-        monkeypatch.setattr("motet.commands.follow.Follower", Killing)
-        follow(control, spec.folder, config)
-        events = [
-            json.loads(line)
-            for line in (spec.folder / "events.jsonl").read_text("utf-8").splitlines()
-        ]
-        assert events[-1]["hash"] == wanted
-        assert [event["event"] for event in events].count("resumed") >= 1
-
-
-def again(made: Federation, party: str, service: str) -> None:
-    made.kill(party, service)
-    made.start(party, service)

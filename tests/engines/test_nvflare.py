@@ -84,6 +84,22 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("motet.engines.nvflare.line.AGAIN", (0.001,))
 
 
+@pytest.fixture(autouse=True)
+def _closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Threads that stay would be lost in the forks of other tests."""
+    made: list[NvflareEngine] = []
+    begin = NvflareEngine.__init__
+
+    def noted(self: NvflareEngine, *args: Any, **options: Any) -> None:
+        made.append(self)
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(NvflareEngine, "__init__", noted)
+    yield
+    for one in made:
+        one.close()
+
+
 def engine(agents: Agents, **options: Any) -> NvflareEngine:
     return NvflareEngine(agents.proxies(), recipe=RECIPE, wait=5.0, patience=2.0, **options)
 

@@ -45,7 +45,7 @@ format: $(DEV) ## mend what lint would say about style and format
 	@$(BIN)/ruff format
 
 claims: $(CLAIMS) ## check the claim of every method and write docs/claims; CLAIM=name for one
-	@$(BIN)/motet $(if $(CLAIM),claim $(CLAIM) --write docs/claims,claims --write docs)
+	@$(BIN)/motet $(if $(CLAIM),claim $(CLAIM),claims) --write docs
 
 report: $(BASE) ## the report of the newest run; RUN=folder for another
 	@$(BIN)/motet report $(RUN)

@@ -233,7 +233,9 @@ def claim(
     jobs: Jobs = None,
     write: Annotated[
         Path | None,
-        typer.Option("--write", metavar="FOLDER", help="Also write the outcome as NAME.md there."),
+        typer.Option(
+            "--write", metavar="FOLDER", help="Also write claims/NAME.md and claims.md there."
+        ),
     ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Show what was tried on the calibration seeds.")

@@ -46,7 +46,7 @@ def test_a_claim_that_does_not_hold_leaves_with_1(claimed: Motet) -> None:
     assert result.exit_code == 1
     assert "1 of 2 of what must come out did not" in result.stderr
     assert "NO" in result.stdout
-    page = Path("pages/small.md").read_text()
+    page = Path("pages/claims/small.md").read_text()
     assert "| base is same |" in page
     assert "Command: `motet claim small`" in page
     assert Path("runs/claim-small/report.html").exists()
@@ -62,6 +62,14 @@ def test_all_claims_are_run_and_written_on_one_page(claimed: Motet) -> None:
     )
     assert "| other is far above |" in page
     assert Path("pages/claims/small.md").exists()
+    other = Path("pages/claims/small.md").read_text().replace("Seeds 5", "Seeds 7")
+    Path("pages/claims/earlier.md").write_text(other)
+    claimed("claim", "small", "--jobs", "1", "--write", "pages")
+    page = Path("pages/claims.md").read_text()
+    assert "2 claims, 4 lines, of which 2 hold and 2 do not." in page
+    assert "| [earlier](claims/earlier.md) | base is same | +0.0" in page
+    assert "| 7 | `motet claim small` | " in page
+    assert "| 5 | `motet claim small` | " in page
 
 
 def test_what_was_tried_on_the_calibration_seeds_is_shown(claimed: Motet) -> None:

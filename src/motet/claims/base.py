@@ -15,6 +15,7 @@ from motet.experiment.compare import Arm, Comparison, Measure, compare, spread
 from motet.experiment.spec import with_settings
 
 Plain = dict[str, Any]
+HEADS = "| must come out | measured | holds |"
 FAIRNESS = "fairness"
 
 
@@ -235,7 +236,7 @@ def _fairness(mine: Mapping[str, float], base: Mapping[str, float]) -> float:
 def markdown(claim: Claim, comparison: Comparison, versions: dict[str, str], day: date) -> str:
     """The claim's outcome as a page: what must come out, the table, seeds, command, versions."""
     lines = [f"# Claim: {claim.title}", "", claim.paper, ""]
-    lines += ["| must come out | measured | holds |", "|---|---|---|"]
+    lines += [HEADS, "|---|---|---|"]
     for item in comparison.expectations:
         verdict = "yes" if item["holds"] else "**no**"
         lines.append(f"| {item['text']} | {item['figure']} | {verdict} |")
@@ -252,36 +253,41 @@ def markdown(claim: Claim, comparison: Comparison, versions: dict[str, str], day
     return "\n".join(lines)
 
 
-def summary(
-    outcomes: Sequence[tuple[Claim, Comparison]], versions: dict[str, str], day: date
-) -> str:
-    """All claims on one page: what must come out, figures with spread, whether it holds."""
-    judged = [item for _, comparison in outcomes for item in comparison.expectations]
-    held = sum(item["holds"] for item in judged)
+def summary(pages: Mapping[str, str]) -> str:
+    """All claims on one page, from those of each: name -> what ``markdown`` made of it."""
+    judged: list[str] = []
+    rows: list[str] = []
+    for name, page in sorted(pages.items()):
+        lines = page.splitlines()
+        first = lines.index(HEADS) + 2
+        last = next(i for i in range(first, len(lines)) if not lines[i].startswith("|"))
+        seeds = next(line for line in lines if line.startswith("Seeds "))
+        seeds = seeds.removeprefix("Seeds ").partition(";")[0]
+        made = next(line for line in lines if line.startswith("Command: "))
+        command, _, day = made.removeprefix("Command: ").partition(". Date: ")
+        link = f"[{name}](claims/{name}.md)"
+        ends = f"{seeds} | {command} | {day.partition('.')[0]} |"
+        for line in lines[first:last]:
+            rows.append(f"| {link} {line} {ends}")
+            link, ends = "", " | | |"
+        judged += lines[first:last]
+    held = sum(line.endswith("| yes |") for line in judged)
     lines = [
         "# Claims",
         "",
         "A claim is an experiment, never an assertion about the code: arms (the method, its",
         "baselines, its ablations and negative controls), seeds that nothing was chosen on, and",
         "what must come out. `motet claim NAME` runs one, `motet claims` all; both exit with 1",
-        "when something did not hold.",
+        "when something did not hold. Versions are on each claim's page.",
         "",
-        f"{len(outcomes)} claims, {len(judged)} lines, of which {held} hold and "
+        f"{len(pages)} claims, {len(judged)} lines, of which {held} hold and "
         f"{len(judged) - held} do not.",
         "",
-        "| claim | must come out | measured | holds | seeds | command |",
-        "|---|---|---|---|---|---|",
+        "| claim | must come out | measured | holds | seeds | command | date |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
     ]
-    for claim, comparison in outcomes:
-        seeds = ", ".join(map(str, comparison.seeds))
-        first = f"[{claim.name}](claims/{claim.name}.md)"
-        last = f"{seeds} | `{comparison.command}`"
-        for item in comparison.expectations:
-            verdict = "yes" if item["holds"] else "**no**"
-            lines.append(f"| {first} | {item['text']} | {item['figure']} | {verdict} | {last} |")
-            first, last = "", " | "
-    listed = ", ".join(f"{name} {number}" for name, number in versions.items())
-    lines += ["", f"Date: {day.isoformat()}. {listed}.", ""]
     return "\n".join(lines)
 
 

@@ -43,11 +43,7 @@ def check_all(jobs: int | None, write: Path | None) -> None:
         claim = claim_named(name)
         outcomes.append((claim, _check(claim, None, (), jobs)))
         if write is not None:
-            _write_page(write / "claims", *outcomes[-1])
-    if write is not None:
-        page = summary(outcomes, environment(), date.today())
-        write_atomic(write / "claims.md", page.encode())
-        result(f"page: {write / 'claims.md'}")
+            _write_page(write, *outcomes[-1])
     _leave(*(comparison for _, comparison in outcomes))
 
 
@@ -76,10 +72,14 @@ def _check(
 
 
 def _write_page(folder: Path, claim: Claim, comparison: Comparison) -> None:
-    path = folder / f"{claim.name}.md"
+    """The claim's page and picture in ``folder``/claims, and the table of all that are there."""
+    pages = folder / "claims"
+    path = pages / f"{claim.name}.md"
     write_atomic(path, markdown(claim, comparison, environment(), date.today()).encode())
     if claim.figure is not None:
-        write_atomic(folder / f"{claim.name}.png", claim.figure(comparison.seeds[0]))
+        write_atomic(pages / f"{claim.name}.png", claim.figure(comparison.seeds[0]))
+    there = {page.stem: page.read_text(encoding="utf-8") for page in pages.glob("*.md")}
+    write_atomic(folder / "claims.md", summary(there).encode())
     result(f"page: {path}")
 
 

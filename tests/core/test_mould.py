@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tests.core.toys import Toy, toy
 
+from motet.core.errors import WireError
 from motet.core.learner import Learner
 from motet.core.mould import Mould
 from motet.core.optim import Adam
@@ -64,3 +66,18 @@ def test_a_learner_keeps_a_model_of_its_own() -> None:
     model = learner.model
     learner.release()
     assert learner.model is model
+
+
+def test_a_used_model_gets_the_weights_that_are_given_or_its_initial_ones() -> None:
+    mould = Mould(lambda: toy("ada"))
+    found = Learner("ada", 0, mould)
+    ones = {name: torch.ones_like(value) for name, value in mould.initial.items()}
+    found.load(ones)
+    assert digest(weights_of(found.model)) == digest(ones)
+    found.release()
+    with pytest.raises(WireError, match="weights do not fit"):
+        found.load({})
+    assert digest(weights_of(found.model)) == digest(mould.initial)
+    found.load(ones)
+    found.load_tree({})
+    assert digest(found.tree()["model"]) == digest(mould.initial)

@@ -163,3 +163,11 @@ def test_nothing_to_descend_is_no_step() -> None:
     optimizer = Optimizer(model, SGD(0.1, momentum=0.9))
     optimizer.step(torch.zeros((), requires_grad=True))
     assert values(model) == [1, 1, 1]
+
+
+def test_an_optimiser_is_built_when_it_is_asked_for_and_goes_by_its_last_spec() -> None:
+    optimizer = Optimizer(nn.Linear(2, 1), SGD(0.1))
+    optimizer.retune(SGD(0.2), None)
+    assert optimizer.fresh
+    assert optimizer.inner.param_groups[0]["lr"] == 0.2
+    assert not optimizer.fresh

@@ -110,6 +110,11 @@ class Dataset:
         return order[torch.searchsorted(ordered, rows)]
 
     @cached_property
+    def complete(self) -> bool:
+        """Whether no row lacks a modality."""
+        return all(bool(mask.all()) for mask in self.present.values())
+
+    @cached_property
     def _sorted_rows(self) -> tuple[Tensor, Tensor]:
         ordered, order = self.rows.sort()
         return ordered, order

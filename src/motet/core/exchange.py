@@ -298,7 +298,7 @@ class Exchange:
         if alone(site, value, operation, op, received, self._known, traits, checks):
             return {}
         weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
-        return {site: weighed and beyond_doubt(value, operation, received)}
+        return {site: weighed and beyond_doubt(value, operation, received, self._known)}
 
     def _fail(self, site: str, error: str, **note: Any) -> None:
         self.failed[site] = error

@@ -23,6 +23,9 @@ from motet.core.rng import generator, numpy_generator
 from motet.core.secret import Secret
 from motet.core.tree import Tree, load, weights_of
 
+# Positions of batches that are split off an epoch's order at a time.
+SPLIT = 32
+
 Loss: TypeAlias = Callable[[nn.Module, Batch], Tensor]
 Adjust: TypeAlias = Callable[[nn.Module, Batch], None]
 
@@ -93,17 +96,37 @@ class Learner:
         self._model: nn.Module | None = None
         self._optimizers: dict[str, Optimizer] = {}
         self._initial: Tree = {}
+        self._stale = False
         self._waiting: Tree = {}
 
     @property
     def model(self) -> nn.Module:
         """This party's model, built when it is first asked for."""
+        model = self._shell()
+        if self._stale:
+            load(model, self._initial)
+            self._stale = False
+        return model
+
+    def load(self, weights: Tree) -> None:
+        """Copies the weights, which must be all, into the model, as ``motet.load`` does.
+
+        Quicker than that where the model is new, since it need not get its initial weights first.
+        """
+        load(self._shell(), weights)
+        self._stale = False
+
+    def _shell(self) -> nn.Module:
+        """The model, whose weights are not yet those that it should have where it is stale."""
         if self._model is None:
             if self._build is None:
                 raise DataError(f"{self.name} has no model: name one for it in the recipe")
-            build = self._build
-            self._model = build()
-            self._initial = build.initial if isinstance(build, Mould) else weights_of(self._model)
+            if isinstance(self._build, Mould):
+                self._model, self._stale = self._build.take(), True
+                self._initial = self._build.initial
+            else:
+                self._model, self._stale = self._build(), False
+                self._initial = weights_of(self._model)
         return self._model
 
     def release(self) -> None:
@@ -195,11 +218,12 @@ class Learner:
     ) -> Iterator[Tensor]:
         """Positions of one epoch's batches."""
         order = torch.randperm(rows, generator=self.rng(*key))
-        starts = range(0, rows, size)
-        if len(starts) > 1 and rows - starts[-1] < least:
-            starts = starts[:-1]
-        # One by one, since a fit of a few steps reads no more than the first few.
-        return (order[start : start + size] for start in starts)
+        rest = rows % size
+        if 0 < rest < least and rest < rows:
+            order = order[: rows - rest]
+        # Not all at once, since a fit of a few steps reads no more than the first few.
+        for some in order.split(SPLIT * size):
+            yield from some.split(size)
 
     def fit(
         self,
@@ -247,7 +271,7 @@ class Learner:
         optimizers = {name: value.tree() for name, value in self._optimizers.items()}
         kept: Tree = {"optimizers": {**self._waiting, **optimizers}}
         if self._model is not None:
-            kept["model"] = weights_of(self._model)
+            kept["model"] = weights_of(self.model)
         return kept
 
     def load_tree(self, tree: Tree) -> None:
@@ -257,9 +281,10 @@ class Learner:
             optimizer.load(moments.pop(name, {}))
         self._waiting = moments
         if "model" in tree:
-            load(self.model, tree["model"])
-        elif self._model is not None:
-            load(self._model, self._initial)
+            self.load(tree["model"])
+        else:
+            # Not now, since most operations begin with weights from the hub.
+            self._stale = self._model is not None
 
 
 def take_steps(

@@ -49,10 +49,15 @@ class Mould(Generic[M]):
 
     def __call__(self) -> M:
         """A model with its initial weights."""
+        model = self.take()
+        load(model, self.initial)
+        return model
+
+    def take(self) -> M:
+        """A model whose weights may be anything; all else is as in a new one."""
         if self._spare and self._marks is not None:
             model = self._spare.pop()
             self._marks.put_on(model)
-            load(model, self.initial)
             return model
         model = self._build()
         if self._marks is None:

@@ -95,9 +95,21 @@ class Optimizer:
     def __init__(self, model: nn.Module, spec: OptimizerSpec, clip: float | None = None) -> None:
         self.parameters = trained_parameters(model)
         self.spec = spec
-        spare_the_compiler()
-        self.inner = spec.build(self.parameters)
         self.clip = clip
+        self._inner: torch.optim.Optimizer | None = None
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        """The torch optimiser, built when it is first asked for."""
+        if self._inner is None:
+            spare_the_compiler()
+            self._inner = self.spec.build(self.parameters)
+        return self._inner
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is as its spec makes it, and has no torch optimiser yet."""
+        return self._inner is None
 
     def step(self, loss: torch.Tensor, adjust: Callable[[], None] | None = None) -> None:
         """One step down the gradient of ``loss``; ``adjust`` may change the gradients first."""
@@ -108,10 +120,11 @@ class Optimizer:
             adjust()
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        if isinstance(self.inner, BriskSGD):
-            self.inner.descend()
+        inner = self.inner
+        if isinstance(inner, BriskSGD):
+            inner.descend()
         else:
-            self.inner.step()
+            inner.step()
 
     def set_lr(self, lr: float) -> None:
         """Changes the learning rate from the next step on."""
@@ -122,6 +135,8 @@ class Optimizer:
         """Goes on with the hyper-parameters of ``spec`` and the moments that there are."""
         self.spec = spec
         self.clip = clip
+        if self.fresh:
+            return
         fresh = spec.build(self.parameters).param_groups
         for group, wanted in zip(self.inner.param_groups, fresh, strict=True):
             group.update({key: value for key, value in wanted.items() if key != "params"})
@@ -134,7 +149,7 @@ class Optimizer:
 
     def load(self, tree: Tree) -> None:
         """Takes moments and learning rate up again; with an empty tree, starts afresh."""
-        self.inner = self.spec.build(self.parameters)
+        self._inner = None
         if tree:
             full = self.inner.state_dict()
             full["state"] = {int(key): clone(value) for key, value in tree["moments"].items()}

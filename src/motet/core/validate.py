@@ -89,7 +89,7 @@ def refused(
         found |= {
             site: told
             for site, told in odd.items()
-            if site not in sure and not _same(sent[site], received[site].get(key))
+            if site not in sure and not _same(sent[site], received[site].get(key), known)
         }
     return found
 
@@ -99,6 +99,7 @@ class Known:
 
     def __init__(self) -> None:
         self._parts: dict[int, dict[Path, Tensor]] = {}
+        self._forms: dict[int, Signature] = {}
 
     def parts(self, sent: Tree) -> dict[Path, Tensor]:
         """Path -> tensor of something that stays as it is for as long as this object is used."""
@@ -106,6 +107,12 @@ class Known:
             tensors = {path: leaf for path, leaf in leaves(sent) if isinstance(leaf, Tensor)}
             self._parts[id(sent)] = tensors
         return self._parts[id(sent)]
+
+    def form(self, sent: Any) -> Signature:
+        """Its signature, likewise."""
+        if id(sent) not in self._forms:
+            self._forms[id(sent)] = signature(sent)
+        return self._forms[id(sent)]
 
 
 def alone(
@@ -127,9 +134,11 @@ def alone(
     return ""
 
 
-def beyond_doubt(value: Tree, operation: Operation, received: Tree) -> bool:
+def beyond_doubt(value: Tree, operation: Operation, received: Tree, known: Known) -> bool:
     """Whether all that is compared among sites has the form of what the hub sent."""
-    return all(_same(value[key], received.get(key)) for key in _compared(operation) if key in value)
+    return all(
+        _same(value[key], received.get(key), known) for key in _compared(operation) if key in value
+    )
 
 
 def _compared(operation: Operation) -> list[str]:
@@ -214,9 +223,9 @@ def _check_names(key: str, parts: Leaves, known: Mapping[Path, Tensor]) -> None:
             raise WireError(f"{'.'.join(path)} is {_told(leaf)}, and should be {_told(wanted)}")
 
 
-def _same(value: Any, sent: Any) -> bool:
+def _same(value: Any, sent: Any, known: Known) -> bool:
     """Whether a value has just the names, shapes and dtypes of what was sent."""
-    return sent is not None and signature(value) == signature(sent)
+    return sent is not None and signature(value) == known.form(sent)
 
 
 def signature(value: Any) -> Signature:

@@ -88,16 +88,18 @@ class Coalesced(Serial):
 
     def _answers(self, wave: Sequence[Request]) -> list[Reply]:
         runs = [_Run(self, request) for request in wave]
-        try:
-            with _nothing_collected():
+        # A site that was set aside takes its own draws up again when it goes on.
+        with _own_draws():
+            try:
+                with _nothing_collected():
+                    for run in runs:
+                        run.go_on()
+                    while any(run.fit for run in runs):
+                        self._fit([run for run in runs if run.fit])
+            finally:
+                # Where something else than a site's error ends it, such as a user's interruption.
                 for run in runs:
-                    run.go_on()
-                while any(run.fit for run in runs):
-                    self._fit([run for run in runs if run.fit])
-        finally:
-            # Where something else than a site's error ends it, such as a user's interruption.
-            for run in runs:
-                run.end()
+                    run.end()
         return [run.reply for run in runs if run.reply is not None]
 
     def _fit(self, waiting: Sequence[_Run]) -> None:
@@ -210,8 +212,7 @@ class _Run:
     def go_on(self, found: tuple[Tensor, int] | None = None) -> None:
         """Runs until the site waits at its next fit, or is done; ``found``: of the last one."""
         self.fit = None
-        with _own_draws():
-            self._inside.switch(found)
+        self._inside.switch(found)
 
     def wait(self, fit: Fit) -> tuple[Tensor, int] | None:
         """Called from inside: what the fit gives, or None if it is to be done there."""

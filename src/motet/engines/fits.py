@@ -45,7 +45,7 @@ class Fit:
         self.data, self.positions = batches.plan()
         self.form: Hashable = (*form, _rows(self.data))
         self.key: Hashable = (self.form, self.rule.options)
-        self.sizes = [len(index) for index in self.positions]
+        self.sizes = [index.shape[0] for index in self.positions]
 
     def batches(self) -> Iterator[Batch]:
         """Its batches, to be gone through one by one."""
@@ -68,7 +68,7 @@ def obstacle(fit: Fit) -> str:
         return "its rows are nodes of a graph"
     if not all(isinstance(column, Tensor) for column in fit.data.columns.values()):
         return "its rows are not tensors"
-    if not all(bool(mask.all()) for mask in fit.data.present.values()):
+    if not fit.data.complete:
         return "some of its rows lack a modality"
     return "" if any(fit.sizes) else "it takes no step"
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Protocol, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from motet.core.eager import EagerAdamW
 from motet.core.optim import SGD, Adam, BriskSGD, Optimizer
 from motet.engines.tape import Product, Unlike
 
 DENSE = torch.contiguous_format
+# What a torch optimiser keeps, by parameter.
+States: TypeAlias = Mapping[Any, Mapping[str, Any]]
 
 
 class Rule(Protocol):
@@ -41,7 +44,8 @@ class Rule(Protocol):
 
 def rule_of(optimizer: Optimizer, parameters: Collection[Tensor]) -> Rule:
     """The rule that does what this optimiser of these parameters does; Unlike without one."""
-    inner = optimizer.inner
+    spec = optimizer.spec
+    inner = _built(spec) if isinstance(spec, SGD | Adam) and optimizer.fresh else optimizer.inner
     same = len(parameters) == len(optimizer.parameters) and all(
         a is b for a, b in zip(parameters, optimizer.parameters, strict=True)
     )
@@ -57,7 +61,13 @@ def rule_of(optimizer: Optimizer, parameters: Collection[Tensor]) -> Rule:
     kind = kinds.get(type(inner))
     if kind is None or not kind.knows(group):
         raise Unlike(f"its optimiser, {type(optimizer.spec).__name__}, is not stacked in this form")
-    return kind(group, optimizer)
+    return kind(group, inner.state, optimizer)
+
+
+@lru_cache(maxsize=256)
+def _built(spec: SGD | Adam) -> torch.optim.Optimizer:
+    """What a spec builds, but over no one's parameters: to build it for every site takes long."""
+    return spec.build([nn.Parameter(torch.zeros(1))])
 
 
 def _clipped(gradients: Sequence[Tensor | None], most: float) -> list[Tensor | None]:
@@ -75,14 +85,12 @@ def _along(per_site: Tensor, like: Tensor) -> Tensor:
 class StackedSGD:
     """Stochastic gradient descent with momentum, weight decay and a clip."""
 
-    def __init__(self, group: dict[str, Any], optimizer: Optimizer) -> None:
+    def __init__(self, group: dict[str, Any], states: States, optimizer: Optimizer) -> None:
         self.lr = float(group["lr"])
         self.momentum = float(group["momentum"])
         self.decay = float(group["weight_decay"])
         self.clip = optimizer.clip
-        self._begun = bool(optimizer.inner.state) and any(
-            state.get("momentum_buffer") is not None for state in optimizer.inner.state.values()
-        )
+        self._begun = any(state.get("momentum_buffer") is not None for state in states.values())
         self.moments = int(self.momentum > 0)
         self.takes_products = not self.momentum and self.clip is None
         self.form: Hashable = ("sgd", self.takes_products)
@@ -143,13 +151,12 @@ class StackedSGD:
 class StackedAdam:
     """Adam with decoupled weight decay and a clip."""
 
-    def __init__(self, group: dict[str, Any], optimizer: Optimizer) -> None:
+    def __init__(self, group: dict[str, Any], states: States, optimizer: Optimizer) -> None:
         self.lr = float(group["lr"])
         self.betas = tuple(map(float, group["betas"]))
         self.eps = float(group["eps"])
         self.decay = float(group["weight_decay"])
         self.clip = optimizer.clip
-        states = optimizer.inner.state
         self._begun = bool(states)
         if self._begun and len({float(state["step"]) for state in states.values()}) > 1:
             raise Unlike("its optimiser has taken more steps for some parameters than for others")
@@ -215,9 +222,3 @@ class StackedAdam:
 
 def _stacked(optimizers: Sequence[Optimizer], number: int, moment: str) -> Tensor:
     return torch.stack([o.inner.state[o.parameters[number]][moment] for o in optimizers])
-
-
-KINDS: dict[Any, type[StackedSGD] | type[StackedAdam]] = {
-    SGD: StackedSGD,
-    Adam: StackedAdam,
-}

@@ -173,7 +173,7 @@ class _Chunk:
     def _positions(self, fit: Fit, start: int, count: int) -> tuple[Tensor, bool]:
         """Positions [count * full] of a fit's rows, and whether none had to be made up."""
         positions = fit.positions[start : start + count]
-        if len(positions) == count and all(len(index) == self.full for index in positions):
+        if fit.sizes[start : start + count] == [self.full] * count:
             return torch.cat(positions), True
         padded = pad_sequence(positions, batch_first=True)
         rest = (0, self.full - padded.shape[1], 0, count - len(padded))

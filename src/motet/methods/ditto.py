@@ -51,7 +51,7 @@ class Ditto(Personal):
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
         initial = weights_of(site.model)
-        load(site.model, weights)
+        site.load(weights)
         centre = parameters_of(site.model)
         self.local.train(site)
         trained = weights_of(site.model)

@@ -30,6 +30,6 @@ class FedAvg(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         self.local.train(site)
         return {"weights": weights_of(site.model), "samples": len(site.data)}

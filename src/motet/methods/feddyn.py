@@ -61,7 +61,7 @@ class DualSampled(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         start = parameters_of(site.model)
         h = site.state.get("h", zeros(start))
         constant = constant_drift(start, h, self.strength, -1.0 if self.dual == "reversed" else 1.0)

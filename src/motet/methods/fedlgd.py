@@ -117,7 +117,7 @@ class FedLGD(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS}, takes={"rows": Kind.SYNTHETIC})
     def train(self, site: Site, weights: Tree, due: bool, rows: Rows | None = None) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         if rows is not None:
             site.state["anchors"] = synthesis.shifted(rows, self.shift, len(site.data.classes))
         if "virtual" not in site.state or (due and site.round > 0):

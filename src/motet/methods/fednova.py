@@ -54,7 +54,7 @@ class FedNova(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         anchor = parameters_of(site.model)
 
         def pull(model: nn.Module, batch: Batch) -> None:

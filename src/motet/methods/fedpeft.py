@@ -74,7 +74,7 @@ class FedPEFT(Sampled):
                 "the frozen part of the model is not the hub's; set common_start: true, or give "
                 "hub and sites the same file of pretrained weights"
             )
-        load(site.model, weights)
+        site.load(weights)
         self.local.train(site)
         return {"weights": weights_of(site.model), "samples": len(site.data)}
 

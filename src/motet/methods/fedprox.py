@@ -48,7 +48,7 @@ class FedProx(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         received = parameters_of(site.model)
 
         def hold(model: nn.Module, batch: Batch) -> None:

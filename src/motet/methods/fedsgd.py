@@ -35,7 +35,7 @@ class FedSGD(Cohort):
 
     @at_site(sends={"gradients": Kind.GRADIENTS}, takes={"weights": Kind.WEIGHTS})
     def gradient(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         train_mode(site.model)
         (batch,) = site.batches(site.data, max(len(site.data), 1))
         learned = {name: p for name, p in site.model.named_parameters() if p.requires_grad}

@@ -59,7 +59,7 @@ class FedWon(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         self.local.train(site, adjust=None if self.agc is None else self.clip)
         return {"weights": weights_of(site.model), "samples": len(site.data)}
 

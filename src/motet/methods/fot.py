@@ -91,7 +91,7 @@ class FOT(Sampled):
     def train(self, site: Site, weights: Tree, task: int, bases: Tree | None) -> Tree:
         """One round on the rows of one task; with bases, a sketch of what the layers read."""
         data = continual.rows_of(site.data, task, self.tasks)
-        load(site.model, weights)
+        site.load(weights)
         self.local.train(site, data=data)
         reply: Tree = {"weights": weights_of(site.model), "samples": len(data)}
         if bases is not None:

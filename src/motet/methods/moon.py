@@ -59,7 +59,7 @@ class Moon(Sampled):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         last: Tree = site.state.get("last", {})
 
         def loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -73,7 +73,7 @@ class PFedMe(Personal):
 
     @at_site(sends={"weights": Kind.WEIGHTS})
     def train(self, site: Site, weights: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         model = site.model
         local = parameters_of(model)
 

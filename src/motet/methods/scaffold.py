@@ -73,7 +73,7 @@ class Scaffold(Sampled):
         takes={"control": Kind.CONTROL},
     )
     def train(self, site: Site, weights: Tree, control: Tree) -> Tree:
-        load(site.model, weights)
+        site.load(weights)
         start = parameters_of(site.model)
         own = site.state.get("control", zeros(start))
         correction = minus(control, own)

@@ -107,7 +107,7 @@ class SplitTuning(Cohort):
     def begin(self, site: Site, weights: Tree, head: str) -> Tree:
         split_of(site.model).give_away_body()
         check_head(site, head)
-        load(site.model, weights)
+        site.load(weights)
         self.optimizer(site).load({})
         site.state["batches"] = schedule(site, self.choose(site), self.batch, self.epochs)
         return {"steps": len(site.state["batches"])}

@@ -149,12 +149,14 @@ class Deployed:
 
     def runs(self) -> list[psutil.Process]:
         """The processes in which couriers run the hub's method."""
-        return [
-            child
-            for process in self.running.values()
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if any(name in " ".join(child.cmdline()) for name in RUNNERS)
-        ]
+        found: list[psutil.Process] = []
+        for process in self.running.values():
+            for child in psutil.Process(process.pid).children(recursive=True):
+                # It may end while it is looked at.
+                with suppress(psutil.NoSuchProcess):
+                    if any(name in " ".join(child.cmdline()) for name in RUNNERS):
+                        found.append(child)
+        return found
 
     def stop(self) -> None:
         """Ends all."""

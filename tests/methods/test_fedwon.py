@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,9 +7,10 @@ import torch
 from tests.methods import labelled
 from torch import nn
 
-from motet.core import ConfigError, Federation, Replies, mean, weights_of
+from motet.core import ConfigError, Kind, Site, Tree, at_site, mean, weights_of
 from motet.core.batch import Batch
 from motet.core.rng import generator
+from motet.core.tree import clone
 from motet.experiment.runner import Result
 from motet.experiment.runner import run as run_recipe
 from motet.methods.fedavg import FedAvg
@@ -78,18 +78,19 @@ def test_nothing_but_raw_parameters_travels_and_no_norm_is_left() -> None:
 
 
 def test_the_hub_averages_raw_weights_by_rows() -> None:
-    heard: list[Replies] = []
+    sent: list[Tree] = []
 
     class Watched(FedWon):
-        def ask(self, fed: Federation, op: Callable[..., Any], **payload: Any) -> Replies:
-            heard.append(super().ask(fed, op, **payload))
-            return heard[-1]
+        @at_site(sends={"weights": Kind.WEIGHTS})
+        def train(self, site: Site, weights: Tree) -> Tree:
+            sent.append(clone(super().train(site, weights)))
+            return sent[-1]
 
     share = "populations.site.partition={name: dirichlet, alpha: 0.5, min_rows: 4}"
     result = go(Watched(**won(rounds=1).model_dump()), share)
-    sizes = [float(reply["samples"]) for reply in heard[0].values()]
+    sizes = [float(reply["samples"]) for reply in sent]
     assert len(set(sizes)) > 1
-    expected = mean([reply["weights"] for reply in heard[0].values()], sizes)
+    expected = mean([reply["weights"] for reply in sent], sizes)
     found = weights_of(result.model)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     # Rows of what the convolutions use all have one length: these are not averages of those.

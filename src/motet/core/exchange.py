@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from motet.core.errors import MotetError, SiteError, WireError
-from motet.core.folding import By, Folding, only_mean
+from motet.core.folding import By, Folding
 from motet.core.guard import OWN, SPENT, Call, Passage, Question
 from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
@@ -348,7 +348,7 @@ class Exchange:
             values,
             self.failed,
             combine=self._combine,
-            hidden={**{key: only_mean(key) for key in self.averaged}, **hidden},
+            hidden=hidden,
             origins=origins,
             averaged=self.averaged,
             means={} if self._folding is None else self._folding.means,

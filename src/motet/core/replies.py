@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from motet.core.errors import ConfigError, WireError
-from motet.core.folding import By, Running
+from motet.core.folding import By, Running, only_mean
 from motet.core.tree import Tree, mean, part_like
 
 # (key, site -> value, site -> weight, what the values are changes of) -> one value, by the recipe's
@@ -52,9 +52,11 @@ class Replies(Mapping[str, Tree]):
         self._origins = dict(origins or {})
         self._averaged = dict(averaged or {})
         self._means = dict(means or {})
+        # Key -> why it cannot be read site by site.
+        self._veils = {**{key: only_mean(key) for key in self._averaged}, **self._hidden}
         self._shown = self._values
-        if self._hidden:
-            self._shown = {name: _Veiled(v, self._hidden) for name, v in self._values.items()}
+        if self._veils:
+            self._shown = {name: _Veiled(v, self._veils) for name, v in self._values.items()}
 
     def __getitem__(self, site: str) -> Tree:
         return self._shown[site]
@@ -67,8 +69,8 @@ class Replies(Mapping[str, Tree]):
 
     def having(self, key: str) -> dict[str, Any]:
         """Site -> value of this key, for the sites whose reply has it."""
-        if key in self._hidden:
-            raise ConfigError(self._hidden[key])
+        if key in self._veils:
+            raise ConfigError(self._veils[key])
         return {name: reply[key] for name, reply in self._values.items() if key in reply}
 
     @property
@@ -97,7 +99,7 @@ class Replies(Mapping[str, Tree]):
             if len(self._means.get(key, ())):
                 return self._means[key].value()
         have = {name: reply[key] for name, reply in self._values.items() if key in reply}
-        if not have and (key not in self._hidden or key in self._averaged):
+        if not have and key not in self._hidden:
             raise ConfigError(f"no reply has the key {key!r}; failed: {self.failed or 'none'}")
         if onto is not None:
             have = {

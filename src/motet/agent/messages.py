@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias, cast, get_args
@@ -21,7 +22,7 @@ from motet.agent.protocol import PROTOCOL
 from motet.core import wire
 from motet.core.errors import SiteError, WireError
 from motet.core.messages import Reply, Request, Traits
-from motet.core.tree import Tree
+from motet.core.tree import Tree, clone
 
 Type: TypeAlias = Literal["ask", "hello", "status", "stop"]
 MAX_NAME = 256
@@ -68,6 +69,23 @@ def asked(request: Request) -> Tree:
         "shared": request.shared,
         "own": request.own,
     }
+
+
+def as_now(requests: Sequence[Request]) -> list[tuple[Request, int]]:
+    """Requests as they are at this moment, each with the bytes of its frame.
+
+    What the hub does to its tensors later on must not reach a site that is asked late. What they
+    share is copied once. Raises WireError for a payload that cannot travel.
+    """
+    sizes = [wire.frame_size(asked(request)) for request in requests]
+    shared: dict[int, Tree] = {}
+    for request in requests:
+        if id(request.shared) not in shared:
+            shared[id(request.shared)] = clone(request.shared)
+    return [
+        (replace(request, shared=shared[id(request.shared)], own=clone(request.own)), size)
+        for request, size in zip(requests, sizes, strict=True)
+    ]
 
 
 def about(kind: Type, site: str = "", recipe: str = "", *, sent: float | None = None) -> Tree:

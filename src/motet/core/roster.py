@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar, overload
@@ -13,7 +14,29 @@ T = TypeVar("T")
 FEW = 10
 
 
-class Names(Sequence[str]):
+class _Counted(Sequence[str]):
+    """Texts by their place, none of which is held."""
+
+    @abstractmethod
+    def _at(self, at: int) -> str:
+        """The text at a place that there is."""
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        at = place + len(self) if place < 0 else int(place)
+        if not 0 <= at < len(self):
+            raise IndexError(f"there are {len(self):,} names, and no number {place}")
+        return self._at(at)
+
+
+class Names(_Counted):
     """The names PREFIX-1 to PREFIX-COUNT of several prefixes, sorted as texts, without a list.
 
     Sites of one prefix differ in their rows and models, and in nothing else that the hub knows.
@@ -42,18 +65,7 @@ class Names(Sequence[str]):
             for number in _in_order(count):
                 yield f"{prefix}-{number}"
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        at = place + len(self) if place < 0 else int(place)
-        if not 0 <= at < len(self):
-            raise IndexError(f"there are {len(self):,} names, and no number {place}")
+    def _at(self, at: int) -> str:
         block = bisect_right(self._starts, at) - 1
         prefix = self._prefixes[block]
         return f"{prefix}-{_nth(at - self._starts[block], self.counts[prefix])}"
@@ -75,7 +87,7 @@ class Names(Sequence[str]):
         return Names({name: count for name, count in self.counts.items() if name in wanted})
 
 
-class Without(Sequence[str]):
+class Without(_Counted):
     """Sorted names but for a few, without a list of the rest."""
 
     def __init__(self, names: Names, gone: Iterable[str]) -> None:
@@ -87,18 +99,7 @@ class Without(Sequence[str]):
     def __len__(self) -> int:
         return len(self._names) - len(self._gone)
 
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        at = place + len(self) if place < 0 else int(place)
-        if not 0 <= at < len(self):
-            raise IndexError(f"there are {len(self):,} names, and no number {place}")
+    def _at(self, at: int) -> str:
         return self._names[at + bisect_right(self._before, at)]
 
     def __iter__(self) -> Iterator[str]:

@@ -15,12 +15,11 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from motet.agent.client import Client
-from motet.agent.messages import ask, asked, read_reply
+from motet.agent.messages import as_now, ask, read_reply
 from motet.agent.protocol import ProtocolError
 from motet.core import wire
 from motet.core.errors import ConfigError, MotetError, SiteError
 from motet.core.messages import Reply, Request, Traits
-from motet.core.tree import Tree, clone
 from motet.engines.nursery import nursery
 
 # How often the same question is put to a process that dies over it.
@@ -78,15 +77,8 @@ class Processes:
 
         Raises WireError, and sends nothing, for a payload that cannot travel.
         """
-        sizes = [wire.frame_size(asked(request)) for request in requests]
-        shared: dict[int, Tree] = {}
-        for request, down in zip(requests, sizes, strict=True):
-            # What the hub does to its tensors later on must not reach a site that is asked late.
-            if id(request.shared) not in shared:
-                shared[id(request.shared)] = clone(request.shared)
-            once = shared[id(request.shared)]
-            own = replace(request, shared=once, own=clone(request.own))
-            self._agent_of[request.site].put(own, down)
+        for request, down in as_now(requests):
+            self._agent_of[request.site].put(request, down)
             self._open += 1
 
     def recv(self, timeout: float | None = None) -> Reply | None:

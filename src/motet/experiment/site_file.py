@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-import yaml
 from pydantic import Field, ValidationError
 from torch import Tensor
 
@@ -30,6 +29,7 @@ from motet.data.registry import options_of
 from motet.evaluate.suite import evaluate
 from motet.experiment.build import build_parties, find_site, share_out, site_maker
 from motet.experiment.explain import explain
+from motet.experiment.reading import read_fields
 from motet.experiment.spec import Experiment, Spec, parse_experiment, read_recipe
 from motet.experiment.worker import site_protection
 
@@ -93,17 +93,7 @@ class SiteFile(Spec):
 
 def read_site(path: Path) -> SiteFile:
     """A site file, its paths made absolute; raises ConfigError naming field, value and remedy."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"there is no site file {path}") from None
-    except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line} is not YAML: {error.problem}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold fields such as name, recipe and data")
+    values = read_fields(path, "site file", "name, recipe and data")
     _check_data(values, path)
     if values.get("data") == FROM_RECIPE:
         values["data"] = None

@@ -6,15 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from motet.agent.messages import asked
+from motet.agent.messages import as_now
 from motet.core import wire
 from motet.core.errors import SiteError
 from motet.core.messages import Reply, Request, Traits
-from motet.core.tree import Tree, clone
 from motet.engines.nvflare.line import SILENCE, JobEndedError, Line, Proxy
 
 LOG = logging.getLogger("motet.nvflare")
@@ -81,16 +79,8 @@ class NvflareEngine:
 
         Raises WireError, and sends nothing, for a payload that cannot travel.
         """
-        sizes = [wire.frame_size(asked(request)) for request in requests]
-        shared: dict[int, Tree] = {}
-        for request, down in zip(requests, sizes, strict=True):
-            # What the hub does to its tensors later on must not reach a site that is asked late.
-            if id(request.shared) not in shared:
-                shared[id(request.shared)] = clone(request.shared)
-            once = shared[id(request.shared)]
-            self._lines[request.site].put(
-                replace(request, shared=once, own=clone(request.own)), down
-            )
+        for request, down in as_now(requests):
+            self._lines[request.site].put(request, down)
             self._open += 1
 
     def recv(self, timeout: float | None = None) -> Reply | None:

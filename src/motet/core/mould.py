@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -13,26 +13,27 @@ from motet.core.tree import Tree, load, weights_of
 M = TypeVar("M", bound=nn.Module)
 
 
-@dataclass(frozen=True)
 class _Marks:
     """What of a model is not a number: modes of its modules, and what is trained."""
 
-    training: tuple[bool, ...]
-    trained: tuple[bool, ...]
+    def __init__(self, model: nn.Module) -> None:
+        # The model must be free to go while its marks are here.
+        self._modes = [(ref(module), module.training) for module in model.modules()]
+        self._trained = [(ref(value), value.requires_grad) for value in model.parameters()]
 
-    @staticmethod
-    def of(model: nn.Module) -> _Marks:
-        return _Marks(
-            tuple(module.training for module in model.modules()),
-            tuple(value.requires_grad for value in model.parameters()),
-        )
-
-    def put_on(self, model: nn.Module) -> None:
-        for module, training in zip(model.modules(), self.training, strict=True):
-            module.training = training
-        for value, trained in zip(model.parameters(), self.trained, strict=True):
-            value.requires_grad_(trained)
-            value.grad = None
+    def restore(self) -> None:
+        """Makes the model in these respects what it was."""
+        # Setting what is set already takes nn.Module a while.
+        for found, training in self._modes:
+            module = found()
+            if module is not None and module.training is not training:
+                module.training = training
+        for there, trained in self._trained:
+            value = there()
+            if value is not None:
+                value.grad = None
+                if value.requires_grad is not trained:
+                    value.requires_grad_(trained)
 
 
 class Mould(Generic[M]):
@@ -45,7 +46,7 @@ class Mould(Generic[M]):
         self._build = build
         self._spare: list[M] = []
         self._initial: Tree | None = None
-        self._marks: _Marks | None = None
+        self._marks: WeakKeyDictionary[M, _Marks] = WeakKeyDictionary()
 
     def __call__(self) -> M:
         """A model with its initial weights."""
@@ -55,13 +56,14 @@ class Mould(Generic[M]):
 
     def take(self) -> M:
         """A model whose weights may be anything; all else is as in a new one."""
-        if self._spare and self._marks is not None:
+        if self._spare:
             model = self._spare.pop()
-            self._marks.put_on(model)
+            self._marks[model].restore()
             return model
         model = self._build()
-        if self._marks is None:
-            self._marks, self._initial = _Marks.of(model), weights_of(model)
+        self._marks[model] = _Marks(model)
+        if self._initial is None:
+            self._initial = weights_of(model)
         return model
 
     @property

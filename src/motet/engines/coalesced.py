@@ -24,8 +24,9 @@ from motet.engines.serial import Serial
 from motet.engines.stacked import CHUNK_BYTES, Tapes, fit_together
 from motet.engines.tape import Tape, Unlike
 
-# Sites whose functions are under way at a time: each holds what it has received and made.
-WAVE = 256
+# Sites whose functions are under way at a time: each holds what it has received and made. More
+# would save little, since a step's own costs are spread over them by then.
+WAVE = 32
 # Multiplications of one site's step up to which several in one were measured to be faster: twice
 # to four times at a million, a fifth at this number.
 MOST_PRODUCTS = 64_000_000
@@ -58,49 +59,44 @@ class Coalesced(Serial):
 
     def recv(self, timeout: float | None = None) -> Reply | None:
         """The next reply, in the order of the questions; None when there is none left."""
-        if not self._done:
-            wave = self._wave()
-            if len(wave) < 2:
-                return self._answer(wave[0]) if wave else None
-            self._done.extend(self._answers(wave))
-        return self._done.popleft()
+        while self._queue and not self._done:
+            with _nothing_collected():
+                self._go_on()
+        return self._done.popleft() if self._done else None
 
     def close(self) -> None:
         """Drops what is still queued."""
         super().close()
         self._done.clear()
 
-    def _wave(self) -> list[Request]:
-        """The oldest questions that may be under way at the same time."""
-        wave: list[Request] = []
-        sites: set[str] = set()
+    def _go_on(self) -> None:
+        """Answers the oldest question and, where its site waits at a fit, those after it too."""
+        runs: list[_Run] = []
         # A site that is set aside must stay in memory.
         most = min(WAVE, self._doors.live)
-        while self._queue and len(wave) < most and self._queue[0].site not in sites:
-            if self._queue[0].op.startswith("@") and wave:
-                break
-            request = self._queue.popleft()
-            wave.append(request)
-            sites.add(request.site)
-            if request.op.startswith("@"):
-                break
-        return wave
-
-    def _answers(self, wave: Sequence[Request]) -> list[Reply]:
-        runs = [_Run(self, request) for request in wave]
-        # A site that was set aside takes its own draws up again when it goes on.
+        # And takes its own draws up again when it goes on.
         with _own_draws():
             try:
-                with _nothing_collected():
-                    for run in runs:
-                        run.go_on()
-                    while any(run.fit for run in runs):
-                        self._fit([run for run in runs if run.fit])
+                while self._queue and len(runs) < most and self._fits_in(runs):
+                    runs.append(_Run(self, self._queue.popleft()))
+                    runs[-1].go_on()
+                    # Where it does not wait, the hub need not wait either.
+                    if runs[0].fit is None:
+                        break
+                while any(run.fit for run in runs):
+                    self._fit([run for run in runs if run.fit])
             finally:
                 # Where something else than a site's error ends it, such as a user's interruption.
                 for run in runs:
                     run.end()
-        return [run.reply for run in runs if run.reply is not None]
+        self._done.extend(run.reply for run in runs if run.reply is not None)
+
+    def _fits_in(self, runs: Sequence[_Run]) -> bool:
+        """Whether the oldest question may be under way at the same time as these."""
+        request = self._queue[0]
+        if request.op.startswith("@"):
+            return not runs
+        return all(run.request.site != request.site for run in runs)
 
     def _fit(self, waiting: Sequence[_Run]) -> None:
         """Lets these sites, all set aside at a fit, go on with their fits done."""
@@ -199,7 +195,7 @@ class _Run:
         self.reply: Reply | None = None
         self._engine = engine
         self._outside = getcurrent()
-        self._inside = greenlet(self._run)
+        self._inside: greenlet | None = greenlet(self._run)
         self._inside.gr_context = copy_context()
 
     def _run(self, _: None) -> None:
@@ -212,7 +208,11 @@ class _Run:
     def go_on(self, found: tuple[Tensor, int] | None = None) -> None:
         """Runs until the site waits at its next fit, or is done; ``found``: of the last one."""
         self.fit = None
+        assert self._inside is not None
         self._inside.switch(found)
+        if self._inside.dead:
+            # They hold each other, which only a search for garbage would end.
+            self._inside = None
 
     def wait(self, fit: Fit) -> tuple[Tensor, int] | None:
         """Called from inside: what the fit gives, or None if it is to be done there."""
@@ -223,8 +223,9 @@ class _Run:
 
     def end(self) -> None:
         """Ends what is still under way; its site is as it was before it was asked."""
-        if self._inside:
+        if self._inside is not None:
             self._inside.throw(GreenletExit)
+            self._inside = None
 
 
 @contextmanager

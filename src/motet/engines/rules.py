@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from motet.core.eager import EagerAdamW
+from motet.core.eager import EagerAdamW, spare_the_compiler
 from motet.core.optim import SGD, Adam, BriskSGD, Optimizer
 from motet.engines.tape import Product, Unlike
 
@@ -67,6 +67,7 @@ def rule_of(optimizer: Optimizer, parameters: Collection[Tensor]) -> Rule:
 @lru_cache(maxsize=256)
 def _built(spec: SGD | Adam) -> torch.optim.Optimizer:
     """What a spec builds, but over no one's parameters: to build it for every site takes long."""
+    spare_the_compiler()
     return spec.build([nn.Parameter(torch.zeros(1))])
 
 

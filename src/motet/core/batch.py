@@ -123,11 +123,19 @@ class Dataset:
         """The same rows with these modalities alone; raises KeyError for one that is not there."""
         if self.columns.keys() == set(modalities):
             return self
-        return replace(
-            self,
-            columns={name: self.columns[name] for name in modalities},
-            present={name: self.present[name] for name in modalities},
-        )
+        return self.with_columns({name: self.columns[name] for name in modalities}, self.ready)
+
+    def with_columns(self, columns: Mapping[str, Column], ready: Mapping[str, str]) -> Dataset:
+        """The same rows with other values of some modalities, and without the rest.
+
+        ready: as in the class. Nothing is checked: every column must have all rows.
+        """
+        new = object.__new__(Dataset)
+        vars(new).update(vars(self), columns=columns, ready=ready)
+        if columns.keys() != self.columns.keys():
+            vars(new).update(present={name: self.present[name] for name in columns})
+            vars(new).pop("complete", None)
+        return new
 
     def batch(self, index: Tensor) -> Batch:
         """The rows at these positions as a batch; every column must be a tensor by now."""

@@ -294,11 +294,13 @@ class Exchange:
     def _judged(self, site: str, value: Tree) -> dict[str, bool]:
         """Whether an answer is beyond doubt; empty for one that must not be used."""
         received, traits = self.question.received[site], self.fed.engine.sites()
-        checks, operation, op = self.fed.protection.checks, self.operation, self.question.op
-        if alone(site, value, operation, op, received, self._known, traits, checks):
+        operation, op, known = self.operation, self.question.op, self._known
+        checks = self.fed.protection.checks
+        wrong, parts = alone(site, value, operation, op, received, known, traits, checks)
+        if wrong:
             return {}
         weighed = all(by in value for by in self.averaged.values() if isinstance(by, str))
-        return {site: weighed and beyond_doubt(value, operation, received, self._known)}
+        return {site: weighed and beyond_doubt(value, parts, operation, received, known)}
 
     def _fail(self, site: str, error: str, **note: Any) -> None:
         self.failed[site] = error
@@ -311,7 +313,10 @@ class Exchange:
         return {"round": asked.round, "site": site, "op": asked.op, "tag": asked.tag}
 
     def _down(self, request: Request) -> dict[str, int]:
-        shared, own = self._down_shared, bytes_by_kind(request.own, self.operation.takes)
+        shared = self._down_shared
+        if not request.own:
+            return shared
+        own = bytes_by_kind(request.own, self.operation.takes)
         return {kind: shared.get(kind, 0) + own.get(kind, 0) for kind in {**shared, **own}}
 
     def _arrive(self, site: str, value: Tree) -> tuple[Tree, Tree | None]:

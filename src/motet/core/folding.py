@@ -42,7 +42,10 @@ class Running:
         if isinstance(tree, dict | list):
             items = tree.items() if isinstance(tree, dict) else enumerate(tree)
             for name, item in items:
-                self._parts.setdefault(str(name), Running()).add(item, weight)
+                part = self._parts.get(str(name))
+                if part is None:
+                    part = self._parts[str(name)] = Running()
+                part.add(item, weight)
         elif isinstance(tree, Tensor):
             self._add_tensor(tree, weight)
         else:

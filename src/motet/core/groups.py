@@ -81,7 +81,7 @@ def _collect(module: nn.Module, prefix: str, found: dict[str, Tensor]) -> None:
     if module._buffers and not is_frozen(module):
         for name, buffer in module._buffers.items():
             if buffer is not None and name not in module._non_persistent_buffers_set:
-                found[prefix + name] = buffer
+                found[prefix + name] = buffer.detach() if buffer.requires_grad else buffer
     for name, child in module._modules.items():
         if child is not None:
             _collect(child, f"{prefix}{name}.", found)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -56,26 +57,68 @@ class Fitter(Protocol):
 class Batches(Iterator[Batch]):
     """Batches of a data set, each made when it is asked for.
 
-    begin: gives the data set, as a model reads it, and the positions of each batch; called once.
+    begin: gives the data set, as a model reads it, and the order of its rows in each epoch; called
+    once. size: rows of a batch; the last of an epoch may be smaller. steps: how many batches there
+    are; None for all of the epochs.
     """
 
-    def __init__(self, begin: Callable[[], tuple[Dataset, Iterator[Tensor]]]) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], tuple[Dataset, Iterator[Tensor]]],
+        size: int,
+        steps: int | None = None,
+    ) -> None:
         self._begin = begin
-        self._begun: tuple[Dataset, Iterator[Tensor]] | None = None
+        self._size = size
+        self._steps = steps
+        self._left: tuple[Dataset, Iterator[Tensor]] | None = None
 
     def __next__(self) -> Batch:
-        data, positions = self._open()
-        return data.batch(next(positions))
+        if self._left is None:
+            data, epochs = self._begin()
+            positions = (index for order in epochs for index in self._split(order))
+            self._left = data, itertools.islice(positions, self._steps)
+        data, left = self._left
+        return data.batch(next(left))
 
-    def plan(self) -> tuple[Dataset, list[Tensor]]:
-        """The data set, and the positions of all batches to come, which are then used up."""
-        data, positions = self._open()
-        return data, list(positions)
+    def _split(self, order: Tensor) -> Iterator[Tensor]:
+        # Not all at once, since a fit of a few steps reads no more than the first few.
+        for some in order.split(SPLIT * self._size):
+            yield from some.split(self._size)
 
-    def _open(self) -> tuple[Dataset, Iterator[Tensor]]:
-        if self._begun is None:
-            self._begun = self._begin()
-        return self._begun
+    def plan(self) -> tuple[Dataset, Tensor, list[int]]:
+        """The data set, the positions in it of all batches, one after the other, and their sizes.
+
+        In place of going through them, none of which may have been asked for.
+        """
+        data, epochs = self._begin()
+        orders: list[Tensor] = []
+        sizes: list[int] = []
+        while self._steps is None or len(sizes) < self._steps:
+            order = next(epochs, None)
+            if order is None:
+                break
+            full, rest = divmod(order.shape[0], self._size)
+            found = [self._size] * full + [rest] * (rest > 0)
+            if self._steps is not None:
+                found = found[: self._steps - len(sizes)]
+            orders.append(order[: sum(found)])
+            sizes += found
+        if len(orders) == 1:
+            return data, orders[0], sizes
+        return data, torch.cat([torch.empty(0, dtype=torch.int64), *orders]), sizes
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What the steps of a fit came to.
+
+    total: the sum of their losses. finite: whether the weights were seen to be finite.
+    """
+
+    total: float
+    steps: int
+    finite: bool = False
 
 
 class Learner:
@@ -204,26 +247,16 @@ class Learner:
                 raise DataError(f"{self.name} has no rows to train on")
             ready = self.prepared(data)
             endless = itertools.count() if steps is not None else range(epochs)
-            positions = (
-                index
-                for epoch in endless
-                for index in self._order(len(ready), size, least, (key, epoch))
-            )
-            return ready, itertools.islice(positions, steps)
+            rows = len(ready)
+            return ready, (self._order(rows, size, least, (key, epoch)) for epoch in endless)
 
-        return Batches(begin)
+        return Batches(begin, size, steps)
 
-    def _order(
-        self, rows: int, size: int, least: int, key: tuple[str | int, ...]
-    ) -> Iterator[Tensor]:
-        """Positions of one epoch's batches."""
+    def _order(self, rows: int, size: int, least: int, key: tuple[str | int, ...]) -> Tensor:
+        """The order of the rows in one epoch."""
         order = torch.randperm(rows, generator=self.rng(*key))
         rest = rows % size
-        if 0 < rest < least and rest < rows:
-            order = order[: rows - rest]
-        # Not all at once, since a fit of a few steps reads no more than the first few.
-        for some in order.split(SPLIT * size):
-            yield from some.split(size)
+        return order[: rows - rest] if 0 < rest < least and rest < rows else order
 
     def fit(
         self,
@@ -247,15 +280,15 @@ class Learner:
             found = self.fitter.fit(self, loss, batches, stepper, adjust)
             if found is not None:
                 return found
-        total, steps = TAKE_STEPS.get()(self, loss, batches, stepper, adjust)
+        taken = TAKE_STEPS.get()(self, loss, batches, stepper, adjust)
         name = getattr(loss, "__name__", type(loss).__name__)
-        problem = _not_finite(name, float(total), steps, model, stepper.parameters)
+        problem = _not_finite(name, taken, model, stepper.parameters)
         if problem:
             raise SiteError(
                 f"{self.name}: {problem}; lower the learning rate, or look for damaged rows in "
                 "the data"
             )
-        return float(total) / max(steps, 1)
+        return taken.total / max(taken.steps, 1)
 
     def encode(self, data: Dataset, modality: str, *, batch: int = 512) -> Tensor:
         """The unit embeddings [n, d] of one modality, rows in the data's order, in eval mode."""
@@ -293,8 +326,8 @@ def take_steps(
     batches: Iterable[Batch],
     optimizer: Optimizer,
     adjust: Adjust | None,
-) -> tuple[Tensor, int]:
-    """One step of the learner's model per batch; the sum of the losses, and how many there were."""
+) -> Taken:
+    """One step of the learner's model per batch."""
     model = learner.model
     total = torch.zeros(())
     steps = 0
@@ -303,22 +336,20 @@ def take_steps(
         optimizer.step(value, None if adjust is None else partial(adjust, model, batch))
         total += value.detach()
         steps += 1
-    return total, steps
+    return Taken(float(total), steps)
 
 
-Steps: TypeAlias = Callable[
-    [Learner, Loss, Iterable[Batch], Optimizer, Adjust | None], tuple[Tensor, int]
-]
+Steps: TypeAlias = Callable[[Learner, Loss, Iterable[Batch], Optimizer, Adjust | None], Taken]
 # How ``fit`` takes its steps. An engine that takes those of several sites at once says so here.
 TAKE_STEPS: ContextVar[Steps] = ContextVar("TAKE_STEPS", default=take_steps)
 
 
-def _not_finite(
-    loss: str, total: float, steps: int, model: nn.Module, trained: Sequence[Tensor]
-) -> str:
+def _not_finite(loss: str, taken: Taken, model: nn.Module, trained: Sequence[Tensor]) -> str:
     """What a fit has spoilt, in words; empty when all is well."""
-    if not math.isfinite(total):
-        return f"the loss {loss!r} became {total} within {steps} steps"
+    if not math.isfinite(taken.total):
+        return f"the loss {loss!r} became {taken.total} within {taken.steps} steps"
+    if taken.finite:
+        return ""
     # A root at 0 has a finite value and an infinite slope: the last step may spoil the weights.
     # A sum tells, and costs a hundredth of looking at every number; one of all the sums tells
     # whether any of them is worth a look.
@@ -331,7 +362,8 @@ def _not_finite(
 
 
 def _sum(tensor: Tensor) -> float:
-    return tensor.detach().sum(dtype=torch.float32).item()
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    return plain.sum(dtype=torch.float32).item()
 
 
 def skips_unlabelled(loss: Loss) -> Loss:

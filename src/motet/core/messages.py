@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from motet.core.kinds import Kind
-from motet.core.tree import Tree, leaves
+from motet.core.tree import Tree, tensors_in
 
 OTHER = "other"
 
@@ -124,9 +124,10 @@ def bytes_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, int]:
 def tensors_by_kind(tree: Tree, kinds: Mapping[str, Kind]) -> dict[str, list[Tensor]]:
     """The tensors of a payload by the declared kind of its top-level key."""
     found: dict[str, list[Tensor]] = {}
-    for path, leaf in leaves(tree):
-        if isinstance(leaf, Tensor):
-            found.setdefault(str(kinds.get(path[0], OTHER)), []).append(leaf)
+    for key, value in tree.items():
+        tensors = tensors_in(value)
+        if tensors:
+            found.setdefault(str(kinds.get(key, OTHER)), []).extend(tensors)
     return found
 
 

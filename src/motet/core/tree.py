@@ -57,7 +57,13 @@ def _gather(tree: Any, path: tuple[str, ...], found: list[tuple[tuple[str, ...],
         for key, value in tree.items():
             if not isinstance(key, str) or not key:
                 raise WireError(f"payload at {_where(path)} has the key {key!r}; use a name")
-            _gather(value, (*path, key), found)
+            # Most are tensors, and a call for each would be half of the time.
+            if type(value) is Tensor and len(path) < MAX_DEPTH:
+                at = (*path, key)
+                _check_leaf(value, at)
+                found.append((at, value))
+            else:
+                _gather(value, (*path, key), found)
     elif isinstance(tree, list):
         for i, value in enumerate(tree):
             _gather(value, (*path, str(i)), found)
@@ -94,6 +100,21 @@ def _describe(value: Any) -> str:
     return f"of type {type(value).__name__}"
 
 
+def tensors_in(tree: Any) -> list[Tensor]:
+    """All tensors of a tree, in the order of ``leaves``; nothing is checked."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    if not isinstance(tree, dict | list):
+        return []
+    found: list[Tensor] = []
+    for value in tree.values() if isinstance(tree, dict) else tree:
+        if type(value) is Tensor:
+            found.append(value)
+        else:
+            found += tensors_in(value)
+    return found
+
+
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """The same tree with every tensor replaced by ``function(tensor)``."""
     if isinstance(tree, Tensor):
@@ -111,7 +132,8 @@ def clone(tree: Any) -> Any:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    plain = tensor.detach() if tensor.requires_grad else tensor
+    return plain.clone(memory_format=torch.contiguous_format)
 
 
 def separate(tree: Any) -> Any:
@@ -123,7 +145,7 @@ def separate(tree: Any) -> Any:
 
 
 def _separate(tensor: Tensor) -> Tensor:
-    large = tensor.is_cpu and tensor.nbytes >= _WORTH_SHARING and tensor.is_contiguous()
+    large = tensor.nbytes >= _WORTH_SHARING and tensor.is_cpu and tensor.is_contiguous()
     # A part of something larger would hold on to all of it.
     if large and _LAZY is not None and tensor.untyped_storage().nbytes() == tensor.nbytes:
         # Memory that is not torch's own, such as numpy's, cannot be shared in this way.
@@ -228,7 +250,7 @@ def weights_of(model: nn.Module, names: Collection[str] | None = None) -> Tree:
     names: only these (see ``motet.core.groups``); None for all that may change.
     """
     return {
-        name: value.detach().clone()
+        name: value.clone()
         for name, value in changing_tensors(model).items()
         if names is None or name in names
     }

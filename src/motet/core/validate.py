@@ -75,7 +75,7 @@ def refused(
     for site, value in values.items():
         if site in sure:
             continue
-        told = alone(site, value, operation, op, received[site], known, traits, checks)
+        told, _ = alone(site, value, operation, op, received[site], known, traits, checks)
         if told:
             found[site] = told
     for key in _compared(operation):
@@ -124,20 +124,29 @@ def alone(
     known: Known,
     traits: Mapping[str, Traits],
     checks: Mapping[Kind, Callable[[Any], None]],
-) -> str:
-    """Why a reply must not be used, whatever others sent; "" for one that may be."""
+) -> tuple[str, Leaves]:
+    """Why a reply must not be used, whatever others sent ("" for one that may be); its leaves."""
     try:
         parts = check_declared(value, operation, op, site)
         _check_alone(value, parts, operation, received, known, traits.get(site), checks)
     except (SiteError, WireError) as error:
-        return str(error)
-    return ""
+        return str(error), ()
+    return "", parts
 
 
-def beyond_doubt(value: Tree, operation: Operation, received: Tree, known: Known) -> bool:
-    """Whether all that is compared among sites has the form of what the hub sent."""
+def beyond_doubt(
+    value: Tree, parts: Leaves, operation: Operation, received: Tree, known: Known
+) -> bool:
+    """Whether all that is compared among sites has the form of what the hub sent.
+
+    parts: all leaves of the value.
+    """
     return all(
-        _same(value[key], received.get(key), known) for key in _compared(operation) if key in value
+        received.get(key) is not None
+        and _signature([(path[1:], leaf) for path, leaf in parts if path[0] == key])
+        == known.form(received[key])
+        for key in _compared(operation)
+        if key in value
     )
 
 
@@ -171,7 +180,8 @@ def _check_alone(
             "@at_site(optional=...)"
         )
     for path, leaf in parts:
-        _check_finite(leaf, path)
+        if isinstance(leaf, Tensor | float):
+            _check_finite(leaf, path)
     rows = value.get(SAMPLES, 0)
     if isinstance(rows, bool) or not isinstance(rows, int | float) or rows < 0:
         raise WireError(f"{SAMPLES} is {rows!r}, and should be a number of rows")
@@ -230,7 +240,11 @@ def _same(value: Any, sent: Any, known: Known) -> bool:
 
 def signature(value: Any) -> Signature:
     """Names, dtypes and shapes of all leaves, whatever their order."""
-    return _in_order(tuple((path, *_form(leaf)) for path, leaf in leaves(value)))
+    return _signature(leaves(value))
+
+
+def _signature(parts: Leaves) -> Signature:
+    return _in_order(tuple([(path, *_form(leaf)) for path, leaf in parts]))
 
 
 # Most sites send the same form.

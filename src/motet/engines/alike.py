@@ -9,6 +9,7 @@ import dis
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from operator import itemgetter
 from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.Size)
 MEMBERS = len(vars(nn.Module()))
 COMMON = frozenset(vars(nn.Module())) | {"frozen"}
 HOOKS = tuple(sorted(name for name in COMMON if "hooks" in name and "with" not in name))
+_hooks = itemgetter(*HOOKS)
 NOT_STACKED = (nn.RNNBase, nn.RNNCellBase)
 
 
@@ -59,9 +61,8 @@ class Structure:
         found.append((prefix, type(module), module.training))
         if len(attributes) > MEMBERS:
             found += [
-                (name, _constant(value, self.held))
-                for name, value in attributes.items()
-                if name not in COMMON
+                (name, _constant(attributes[name], self.held))
+                for name in sorted(attributes.keys() - COMMON)
             ]
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -97,9 +98,8 @@ def _check(module: nn.Module, attributes: Mapping[str, Any]) -> None:
     if isinstance(module, NOT_STACKED):
         kind = type(module).__name__
         raise Unlike(f"its model has a {kind}, whose kernel knows one site alone")
-    for name in HOOKS:
-        if attributes[name]:
-            raise Unlike("its model has hooks")
+    if any(_hooks(attributes)):
+        raise Unlike("its model has hooks")
 
 
 def _constant(value: Any, held: list[Any]) -> Hashable:

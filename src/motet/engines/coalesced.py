@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
-from torch import Tensor
 
 from motet.core.batch import Batch
 from motet.core.events import Events
-from motet.core.learner import TAKE_STEPS, Adjust, Batches, Learner, Loss, take_steps
+from motet.core.learner import TAKE_STEPS, Adjust, Batches, Learner, Loss, Taken, take_steps
 from motet.core.messages import Reply, Request
 from motet.core.optim import Optimizer
 from motet.core.rng import Kept
@@ -60,6 +59,8 @@ class Coalesced(Serial):
     def recv(self, timeout: float | None = None) -> Reply | None:
         """The next reply, in the order of the questions; None when there is none left."""
         while self._queue and not self._done:
+            if len(self._queue) == 1:
+                return self._answer(self._queue.popleft())
             with _nothing_collected():
                 self._go_on()
         return self._done.popleft() if self._done else None
@@ -72,13 +73,18 @@ class Coalesced(Serial):
     def _go_on(self) -> None:
         """Answers the oldest question and, where its site waits at a fit, those after it too."""
         runs: list[_Run] = []
+        sites: set[str] = set()
         # A site that is set aside must stay in memory.
         most = min(WAVE, self._doors.live)
         # And takes its own draws up again when it goes on.
         with _own_draws():
             try:
-                while self._queue and len(runs) < most and self._fits_in(runs):
+                while self._queue and len(runs) < most:
+                    request = self._queue[0]
+                    if request.site in sites or (runs and request.op.startswith("@")):
+                        break
                     runs.append(_Run(self, self._queue.popleft()))
+                    sites.add(request.site)
                     runs[-1].go_on()
                     # Where it does not wait, the hub need not wait either.
                     if runs[0].fit is None:
@@ -91,17 +97,10 @@ class Coalesced(Serial):
                     run.end()
         self._done.extend(run.reply for run in runs if run.reply is not None)
 
-    def _fits_in(self, runs: Sequence[_Run]) -> bool:
-        """Whether the oldest question may be under way at the same time as these."""
-        request = self._queue[0]
-        if request.op.startswith("@"):
-            return not runs
-        return all(run.request.site != request.site for run in runs)
-
     def _fit(self, waiting: Sequence[_Run]) -> None:
         """Lets these sites, all set aside at a fit, go on with their fits done."""
         by_fit = {id(run.fit): run for run in waiting}
-        results: dict[int, tuple[Tensor, int]] = {}
+        results: dict[int, Taken] = {}
         for fits in groups(run.fit for run in waiting if run.fit):
             found = self._together(fits, by_fit[id(fits[0])].request)
             if found is not None:
@@ -109,7 +108,7 @@ class Coalesced(Serial):
         for run in waiting:
             run.go_on(results.get(id(run.fit)))
 
-    def _together(self, fits: Sequence[Fit], request: Request) -> list[tuple[Tensor, int]] | None:
+    def _together(self, fits: Sequence[Fit], request: Request) -> list[Taken] | None:
         form = fits[0].form
         if len(fits) < 2:
             self._tell(request, "serial", 1, "no other site fits the same model in the same way")
@@ -131,7 +130,7 @@ class Coalesced(Serial):
         batches: Iterable[Batch],
         optimizer: Optimizer,
         adjust: Adjust | None,
-    ) -> tuple[Tensor, int]:
+    ) -> Taken:
         """What a site's fit does in place of its own steps: it waits for the others."""
         fit, why = None, ""
         try:
@@ -199,13 +198,13 @@ class _Run:
         self._inside.gr_context = copy_context()
 
     def _run(self, _: None) -> None:
-        def wait(*fit: Any) -> tuple[Tensor, int]:
+        def wait(*fit: Any) -> Taken:
             return self._engine.take_steps(self, *fit)
 
         TAKE_STEPS.set(wait)
         self.reply = self._engine._answer(self.request)
 
-    def go_on(self, found: tuple[Tensor, int] | None = None) -> None:
+    def go_on(self, found: Taken | None = None) -> None:
         """Runs until the site waits at its next fit, or is done; ``found``: of the last one."""
         self.fit = None
         assert self._inside is not None
@@ -214,11 +213,11 @@ class _Run:
             # They hold each other, which only a search for garbage would end.
             self._inside = None
 
-    def wait(self, fit: Fit) -> tuple[Tensor, int] | None:
+    def wait(self, fit: Fit) -> Taken | None:
         """Called from inside: what the fit gives, or None if it is to be done there."""
         self.fit = fit
         with _own_draws():
-            found: tuple[Tensor, int] | None = self._outside.switch()
+            found: Taken | None = self._outside.switch()
         return found
 
     def end(self) -> None:

@@ -42,14 +42,18 @@ class Fit:
         self.rule: Rule = rule_of(optimizer, self.model.parameters.values())
         form = (self.model.key, tuple(part.key for part in self.parts), self.rule.form)
         # The last reason to refuse: from here on the batches are used up.
-        self.data, self.positions = batches.plan()
+        self.data, self.order, self.sizes = batches.plan()
         self.form: Hashable = (*form, _rows(self.data))
         self.key: Hashable = (self.form, self.rule.options)
-        self.sizes = [index.shape[0] for index in self.positions]
+
+    def positions(self) -> tuple[Tensor, ...]:
+        """Which rows each step takes."""
+        found: tuple[Tensor, ...] = self.order.split(self.sizes)
+        return found
 
     def batches(self) -> Iterator[Batch]:
         """Its batches, to be gone through one by one."""
-        return (self.data.batch(index) for index in self.positions)
+        return (self.data.batch(index) for index in self.positions())
 
 
 def _rows(data: Dataset) -> Hashable:
@@ -93,7 +97,7 @@ def alone(
     with torch.random.fork_rng():
         for name, value in zip((*names, *buffers), values, strict=True):
             held[name].detach().copy_(value)
-        batch = fit.data.batch(fit.positions[step])
+        batch = fit.data.batch(fit.positions()[step])
         with torch.enable_grad():
             loss = fit.loss(model, batch)
             loss.backward()

@@ -45,30 +45,37 @@ class Rule(Protocol):
 def rule_of(optimizer: Optimizer, parameters: Collection[Tensor]) -> Rule:
     """The rule that does what this optimiser of these parameters does; Unlike without one."""
     spec = optimizer.spec
-    inner = _built(spec) if isinstance(spec, SGD | Adam) and optimizer.fresh else optimizer.inner
+    if isinstance(spec, SGD | Adam) and optimizer.fresh:
+        made, groups = _built(spec)
+        states: States = {}
+    else:
+        made, groups, states = _parts(optimizer.inner)
     same = len(parameters) == len(optimizer.parameters) and all(
         a is b for a, b in zip(parameters, optimizer.parameters, strict=True)
     )
-    if not same or len(inner.param_groups) != 1 or not parameters:
+    if not same or len(groups) != 1 or not parameters:
         raise Unlike("its optimiser is not one of all parameters alike")
-    group = {key: value for key, value in inner.param_groups[0].items() if key != "params"}
-    kinds: dict[Any, type[StackedSGD] | type[StackedAdam]] = {
-        BriskSGD: StackedSGD,
-        torch.optim.SGD: StackedSGD,
-        EagerAdamW: StackedAdam,
-        torch.optim.AdamW: StackedAdam,
-    }
-    kind = kinds.get(type(inner))
+    kind, group = KINDS.get(made), groups[0]
     if kind is None or not kind.knows(group):
         raise Unlike(f"its optimiser, {type(optimizer.spec).__name__}, is not stacked in this form")
-    return kind(group, inner.state, optimizer)
+    return kind(group, states, optimizer)
 
 
 @lru_cache(maxsize=256)
-def _built(spec: SGD | Adam) -> torch.optim.Optimizer:
+def _built(spec: SGD | Adam) -> tuple[type, list[dict[str, Any]]]:
     """What a spec builds, but over no one's parameters: to build it for every site takes long."""
     spare_the_compiler()
-    return spec.build([nn.Parameter(torch.zeros(1))])
+    made, groups, _ = _parts(spec.build([nn.Parameter(torch.zeros(1))]))
+    return made, groups
+
+
+def _parts(inner: torch.optim.Optimizer) -> tuple[type, list[dict[str, Any]], States]:
+    """Its class, its options by group of parameters, and its moments."""
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in inner.param_groups
+    ]
+    return type(inner), groups, inner.state
 
 
 def _clipped(gradients: Sequence[Tensor | None], most: float) -> list[Tensor | None]:
@@ -223,3 +230,11 @@ class StackedAdam:
 
 def _stacked(optimizers: Sequence[Optimizer], number: int, moment: str) -> Tensor:
     return torch.stack([o.inner.state[o.parameters[number]][moment] for o in optimizers])
+
+
+KINDS: dict[type, type[StackedSGD] | type[StackedAdam]] = {
+    BriskSGD: StackedSGD,
+    torch.optim.SGD: StackedSGD,
+    EagerAdamW: StackedAdam,
+    torch.optim.AdamW: StackedAdam,
+}

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from motet.core.batch import Batch
+from motet.core.learner import Taken
 from motet.engines.fits import Fit, alone, close
 from motet.engines.tape import Product, Tape, Unlike, record
 
@@ -56,8 +57,8 @@ class Tapes:
 
 def fit_together(
     fits: Sequence[Fit], tapes: Tapes, *, chunk_bytes: int = CHUNK_BYTES
-) -> list[tuple[Tensor, int]]:
-    """Trains the models of equal fits; the sum of the losses and the number of steps of each.
+) -> list[Taken]:
+    """Trains the models of equal fits.
 
     Raises Unlike when it cannot be done, or does not give what single steps give; all models are
     then as they were.
@@ -69,12 +70,11 @@ def fit_together(
     # Those with the most steps come first, so that whoever is done drops off the end.
     order = sorted(range(len(fits)), key=lambda i: (-len(fits[i].sizes), fits[i].sizes))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    found: dict[int, tuple[Tensor, int]] = {}
+    found: dict[int, Taken] = {}
     done: list[_Chunk] = []
     for numbers in chunks:
         chunk = _Chunk([fits[i] for i in numbers], tapes)
-        for i, total in zip(numbers, chunk.run(), strict=True):
-            found[i] = (total, len(fits[i].sizes))
+        found.update(zip(numbers, chunk.run(), strict=True))
         done.append(chunk)
     for chunk in done:
         chunk.write_back()
@@ -123,8 +123,8 @@ class _Chunk:
         self.total = torch.zeros(len(fits))
 
     @torch.no_grad()
-    def run(self) -> Tensor:
-        """Takes all steps; the sum of each fit's losses [fits]."""
+    def run(self) -> list[Taken]:
+        """Takes all steps; what came of those of each fit."""
         longest = len(self.fits[0].sizes)
         row = sum(
             column[0].nbytes
@@ -139,7 +139,10 @@ class _Chunk:
                 for low, high, size, padded in self._runs(start + step):
                     batch = [item[low:high, step, :size] for item in gathered]
                     self._step(low, high, start + step, batch, padded)
-        return self.total
+        sums = [item.flatten(1).sum(dim=1, dtype=torch.float32) for item in self.parameters]
+        finite = torch.stack(sums).sum(dim=0).isfinite().tolist()
+        steps = [len(fit.sizes) for fit in self.fits]
+        return list(map(Taken, self.total.tolist(), steps, finite))
 
     def _gather(self, start: int, count: int) -> list[Tensor]:
         """Columns, labels where there are any, and row ids, each [fits, count, full, ...]."""
@@ -172,10 +175,10 @@ class _Chunk:
 
     def _positions(self, fit: Fit, start: int, count: int) -> tuple[Tensor, bool]:
         """Positions [count * full] of a fit's rows, and whether none had to be made up."""
-        positions = fit.positions[start : start + count]
         if fit.sizes[start : start + count] == [self.full] * count:
-            return torch.cat(positions), True
-        padded = pad_sequence(positions, batch_first=True)
+            first = sum(fit.sizes[:start])
+            return fit.order[first : first + count * self.full], True
+        padded = pad_sequence(list(fit.positions()[start : start + count]), batch_first=True)
         rest = (0, self.full - padded.shape[1], 0, count - len(padded))
         return F.pad(padded, rest).flatten(), False
 

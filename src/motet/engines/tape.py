@@ -311,6 +311,11 @@ class _Recorder(TorchDispatchMode):
             if number not in changing
         }
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # What torch wraps around a mode for its compiler imports it, for more than half a second.
+        return False
+
     def _new(self, tensor: Tensor) -> Slot:
         self._numbers[id(tensor)] = len(self.tensors)
         self.tensors.append(tensor)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +88,14 @@ class MultimodalModel(nn.Module):
 
     def prepare(self, data: Dataset) -> Dataset:
         """The data set with every modality of this model made ready for ``forward``."""
-        names = [name for name in self.modalities if name in data.columns]
         columns: dict[str, Column] = {}
-        for name in names:
-            encoder = self.encoders[name]
-            assert isinstance(encoder, Encoder)
-            columns[name] = _prepared(data, name, encoder)
-        ready = {name: str(self.encoders[name].key) for name in names}
-        return replace(data.only(names), columns=columns, ready=ready)
+        ready: dict[str, str] = {}
+        for name, encoder in self.encoders.items():
+            if name in data.columns:
+                assert isinstance(encoder, Encoder)
+                ready[name] = encoder.key
+                columns[name] = _prepared(data, name, encoder, ready[name])
+        return data.with_columns(columns, ready)
 
     def forward(self, batch: Batch) -> Output:
         """Encodes the modalities that batch and model share; any subset will do."""
@@ -131,17 +130,17 @@ class UnitVectors(Mapping[str, Tensor]):
         return len(self._raw)
 
 
-def _prepared(data: Dataset, name: str, encoder: Encoder) -> Tensor:
+def _prepared(data: Dataset, name: str, encoder: Encoder, encoders_key: str) -> Tensor:
     """What the encoder makes of a column, worked out once for as long as its data set lives."""
     column = data.columns[name]
-    if data.ready.get(name) == encoder.key and isinstance(column, Tensor):
+    if data.ready.get(name) == encoders_key and isinstance(column, Tensor):
         return column
-    key = (id(column), encoder.key)
-    if key not in data.cache:
+    key = (id(column), encoders_key)
+    found = data.cache.get(key)
+    if found is None:
         # The column is kept beside it, so that no other one can take over its id.
-        data.cache[key] = (column, encoder.prepare(column))
-    prepared: Tensor = data.cache[key][1]
-    return prepared
+        found = data.cache[key] = (column, encoder.prepare(column))
+    return found[1]
 
 
 def _mean_of_present(raw: Mapping[str, Tensor], batch: Batch) -> Tensor:

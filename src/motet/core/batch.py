@@ -131,9 +131,12 @@ class Dataset:
         ready: as in the class. Nothing is checked: every column must have all rows.
         """
         new = object.__new__(Dataset)
-        vars(new).update(vars(self), columns=columns, ready=ready)
-        if columns.keys() != self.columns.keys():
-            vars(new).update(present={name: self.present[name] for name in columns})
+        if columns.keys() == self.columns.keys():
+            # Worked out once for this data set and all that are made from it in this way.
+            vars(new).update(vars(self), columns=columns, ready=ready, complete=self.complete)
+        else:
+            present = {name: self.present[name] for name in columns}
+            vars(new).update(vars(self), columns=columns, ready=ready, present=present)
             vars(new).pop("complete", None)
         return new
 

@@ -15,7 +15,7 @@ from motet.core.messages import Traits
 from motet.core.middleware import pack_all
 from motet.core.replies import Replies
 from motet.core.roster import Names, Roster, Without
-from motet.core.tree import Tree
+from motet.core.tree import Tree, leaves
 
 if TYPE_CHECKING:
     from motet.core.federation import Federation
@@ -158,6 +158,9 @@ def begin(
     fed._asked += 1
     tag = f"{fed._loop}.{fed.round}.{fed._asked}"
     middleware, takes = fed.protection.middleware, fed._operations[op].takes
+    # What cannot travel is named before anything is sent.
+    for sent in (payload, *each.values()):
+        leaves(sent)
     shared = pack_all(middleware, payload, takes)
     own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}
     return Exchange(fed, group, op, tag, shared, own, averaged=averaged)

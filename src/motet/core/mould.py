@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -16,7 +18,8 @@ M = TypeVar("M", bound=nn.Module)
 class _Marks:
     """What of a model is not a number: modes of its modules, and what is trained."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, number: int) -> None:
+        self.number = number
         # The model must be free to go while its marks are here.
         self._modes = [(ref(module), module.training) for module in model.modules()]
         self._trained = [(ref(value), value.requires_grad) for value in model.parameters()]
@@ -44,7 +47,10 @@ class Mould(Generic[M]):
 
     def __init__(self, build: Callable[[], M]) -> None:
         self._build = build
-        self._spare: list[M] = []
+        # By age, so that the same models come in the same order: those that an engine has put side
+        # by side in memory stay there.
+        self._spare: list[tuple[int, M]] = []
+        self._numbers = itertools.count()
         self._initial: Tree | None = None
         self._marks: WeakKeyDictionary[M, _Marks] = WeakKeyDictionary()
 
@@ -57,11 +63,11 @@ class Mould(Generic[M]):
     def take(self) -> M:
         """A model whose weights may be anything; all else is as in a new one."""
         if self._spare:
-            model = self._spare.pop()
+            model = heapq.heappop(self._spare)[1]
             self._marks[model].restore()
             return model
         model = self._build()
-        self._marks[model] = _Marks(model)
+        self._marks[model] = _Marks(model, next(self._numbers))
         if self._initial is None:
             self._initial = weights_of(model)
         return model
@@ -76,4 +82,4 @@ class Mould(Generic[M]):
 
     def give_back(self, model: M) -> None:
         """Takes a model for whoever is next; nobody may use it any more."""
-        self._spare.append(model)
+        heapq.heappush(self._spare, (self._marks[model].number, model))

@@ -69,7 +69,7 @@ class Structure:
                 found.append((name, self._form(parameter, not parameter.requires_grad)))
                 if parameter.requires_grad:
                     self.parameters.setdefault(prefix + name, parameter)
-        fixed = is_frozen(module)
+        fixed = bool(module._buffers) and is_frozen(module)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 found.append((name, self._form(buffer, fixed)))
@@ -90,14 +90,21 @@ class Structure:
         return (*form, id(value))
 
 
+@cache
+def _is_special(kind: type) -> bool:
+    """Whether there are modules of this kind that are not to be stacked."""
+    return issubclass(kind, (nn.modules.dropout._DropoutNd, *BATCH_NORMS, *NOT_STACKED))
+
+
 def _check(module: nn.Module, attributes: Mapping[str, Any]) -> None:
-    if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
-        raise Unlike("its model has dropout, whose draws are a site's own")
-    if isinstance(module, BATCH_NORMS) and module.training:
-        raise Unlike("its model has batch norm, whose statistics are a site's own")
-    if isinstance(module, NOT_STACKED):
-        kind = type(module).__name__
-        raise Unlike(f"its model has a {kind}, whose kernel knows one site alone")
+    kind: type = type(module)
+    if _is_special(kind):
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
+            raise Unlike("its model has dropout, whose draws are a site's own")
+        if isinstance(module, BATCH_NORMS) and module.training:
+            raise Unlike("its model has batch norm, whose statistics are a site's own")
+        if isinstance(module, NOT_STACKED):
+            raise Unlike(f"its model has a {kind.__name__}, whose kernel knows one site alone")
     if any(_hooks(attributes)):
         raise Unlike("its model has hooks")
 

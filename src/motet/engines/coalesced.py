@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from motet.core.batch import Batch
 from motet.core.events import Events
 from motet.core.learner import TAKE_STEPS, Adjust, Batches, Learner, Loss, Taken, take_steps
+from motet.core.memory import nothing_collected
 from motet.core.messages import Reply, Request
 from motet.core.optim import Optimizer
 from motet.core.rng import Kept
@@ -61,7 +61,7 @@ class Coalesced(Serial):
         while self._queue and not self._done:
             if len(self._queue) == 1:
                 return self._answer(self._queue.popleft())
-            with _nothing_collected():
+            with nothing_collected():
                 self._go_on()
         return self._done.popleft() if self._done else None
 
@@ -115,12 +115,18 @@ class Coalesced(Serial):
             return None
         found, why = None, ""
         try:
-            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
+            lent = self._lends(request)
+            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes, lent=lent)
         except Unlike as reason:
             why = self.tapes.alone[form] = str(reason)
         figures = self.tapes.figures.get(form, {})
         self._tell(request, "serial" if why else "coalesced", len(fits), why, figures)
         return found
+
+    def _lends(self, request: Request) -> bool:
+        """Whether the models of the sites that are asked this go back to where they came from."""
+        operation = self._doors[request.site].operations.get(request.op)
+        return operation is not None and operation.keeps != "model"
 
     def take_steps(
         self,
@@ -235,19 +241,3 @@ def _own_draws() -> Iterator[None]:
         yield
     finally:
         kept.put_back()
-
-
-@contextmanager
-def _nothing_collected() -> Iterator[None]:
-    """Inside, Python does not search for garbage in cycles.
-
-    Many sites that are under way at once hold many young objects, none of them garbage; the
-    searches that these would set off go through all of PyTorch each time, for a tenth of a second.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

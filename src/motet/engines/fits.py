@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -18,6 +19,15 @@ from motet.engines.rules import Rule, rule_of
 # Relative differences of loss and gradients that another order of additions may make.
 CLOSE = 1e-5
 ROUNDING = 1e-7
+
+
+class Form:
+    """What a step's kernels depend on; equal ones are the same object, so that none is compared."""
+
+
+@lru_cache(maxsize=1024)
+def _form(value: Hashable) -> Form:
+    return Form()
 
 
 class Fit:
@@ -40,10 +50,10 @@ class Fit:
         self.tensors = [tensor for part in self.parts for tensor in part.tensors]
         self.model = Structure(model)
         self.rule: Rule = rule_of(optimizer, self.model.parameters.values())
-        form = (self.model.key, tuple(part.key for part in self.parts), self.rule.form)
+        form = (self.model.key, tuple([part.key for part in self.parts]), self.rule.form)
         # The last reason to refuse: from here on the batches are used up.
         self.data, self.order, self.sizes = batches.plan()
-        self.form: Hashable = (*form, _rows(self.data))
+        self.form = _form((*form, _rows(self.data)))
         self.key: Hashable = (self.form, self.rule.options)
 
     def positions(self) -> tuple[Tensor, ...]:

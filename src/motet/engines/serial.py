@@ -82,15 +82,15 @@ class Serial:
         return self._answer(self._queue.popleft())
 
     def _answer(self, request: Request) -> Reply:
-        message = _message(request)
         if self.strict:
-            frame = wire.encode(message)
+            frame = wire.encode(_message(request))
             down = len(frame)
             request = _request(request.site, wire.decode(frame))
         else:
-            down = self._size(request, message)
+            down = self._size(request)
             # As on a network, neither side may see what the other does to its tensors later on.
-            request = _request(request.site, separate(message))
+            shared, own = separate(request.shared), separate(request.own)
+            request = Request(request.site, request.op, request.tag, request.round, shared, own)
         try:
             value = self._doors[request.site].handle(request)
             if not self.strict:
@@ -101,13 +101,13 @@ class Serial:
             return Reply(request.site, request.tag, None, str(error), down)
         return Reply(request.site, request.tag, wire.decode(reply), None, down, len(reply))
 
-    def _size(self, request: Request, message: Tree) -> int:
+    def _size(self, request: Request) -> int:
         """Bytes of the question's frame, worked out once for all sites that are asked the same."""
         if request.own:
-            return wire.frame_size(message)
+            return wire.frame_size(_message(request))
         last = self._sized
         if last is None or last[0].shared is not request.shared or last[0].tag != request.tag:
-            last = self._sized = (request, wire.frame_size(message))
+            last = self._sized = (request, wire.frame_size(_message(request)))
         return last[1]
 
     def close(self) -> None:

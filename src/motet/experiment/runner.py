@@ -32,6 +32,7 @@ from motet.core import (
 from motet.core.events import Event, read_events
 from motet.core.exchange import Patience
 from motet.core.guard import Protection
+from motet.core.memory import settled
 from motet.core.site import Evaluate
 from motet.core.store import HubStore, write_atomic
 from motet.core.tree import weights_of
@@ -151,7 +152,8 @@ def _run_in(
         events.listen(listener)
     fed = _federation(experiment, parties, folder, events, wrap, engine)
     try:
-        fed.start()
+        with settled():
+            fed.start()
     except MotetError as error:
         # The reason belongs into the run's own record, but a full disk may refuse even that.
         with suppress(StoreError):

@@ -368,6 +368,23 @@ def test_a_loss_that_is_not_finite_is_its_sites_own() -> None:
         assert all("site ben" in error and "became nan" in error for error in errors)
 
 
+def test_rows_that_break_a_step_are_their_sites_own_fault() -> None:
+    sites = specs()
+    # Two steps in each round: the first round has recorded and checked them by the time it comes.
+    broken = sites[1].data.labels
+    assert broken is not None
+    for kind in (Serial, Coalesced):
+        fed = federation(Training(quorum=4, rounds=1), kind, sites)
+        fed.start()
+        broken[:] = 7
+        fed.start()
+        errors = [e["error"] for e in fed.events.memory if e["event"] == "failed"]
+        assert len(errors) == 1
+        assert "site ben" in errors[0]
+        assert "out of bounds" in errors[0]
+        broken[:] = 0
+
+
 class Interrupting(Training):
     @at_site()
     def stop(self, site: Site) -> Tree:

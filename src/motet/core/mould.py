@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -18,8 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 class _Marks:
     """What of a model is not a number: modes of its modules, and what is trained."""
 
-    def __init__(self, model: nn.Module, number: int) -> None:
-        self.number = number
+    def __init__(self, model: nn.Module) -> None:
         # The model must be free to go while its marks are here.
         self._modes = [(ref(module), module.training) for module in model.modules()]
         self._trained = [(ref(value), value.requires_grad) for value in model.parameters()]
@@ -47,10 +44,7 @@ class Mould(Generic[M]):
 
     def __init__(self, build: Callable[[], M]) -> None:
         self._build = build
-        # By age, so that the same models come in the same order: those that an engine has put side
-        # by side in memory stay there.
-        self._spare: list[tuple[int, M]] = []
-        self._numbers = itertools.count()
+        self._spare: list[M] = []
         self._initial: Tree | None = None
         self._marks: WeakKeyDictionary[M, _Marks] = WeakKeyDictionary()
 
@@ -63,11 +57,11 @@ class Mould(Generic[M]):
     def take(self) -> M:
         """A model whose weights may be anything; all else is as in a new one."""
         if self._spare:
-            model = heapq.heappop(self._spare)[1]
+            model = self._spare.pop()
             self._marks[model].restore()
             return model
         model = self._build()
-        self._marks[model] = _Marks(model, next(self._numbers))
+        self._marks[model] = _Marks(model)
         if self._initial is None:
             self._initial = weights_of(model)
         return model
@@ -82,4 +76,4 @@ class Mould(Generic[M]):
 
     def give_back(self, model: M) -> None:
         """Takes a model for whoever is next; nobody may use it any more."""
-        heapq.heappush(self._spare, (self._marks[model].number, model))
+        self._spare.append(model)

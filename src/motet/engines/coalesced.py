@@ -115,18 +115,16 @@ class Coalesced(Serial):
             return None
         found, why = None, ""
         try:
-            lent = self._lends(request)
-            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes, lent=lent)
+            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
         except Unlike as reason:
             why = self.tapes.alone[form] = str(reason)
+        except Exception as error:
+            # Rows of one of them may be at fault, such as a label that no class has: it then fails
+            # by itself, and the others do not.
+            why = f"{type(error).__name__}: {error}"
         figures = self.tapes.figures.get(form, {})
         self._tell(request, "serial" if why else "coalesced", len(fits), why, figures)
         return found
-
-    def _lends(self, request: Request) -> bool:
-        """Whether the models of the sites that are asked this go back to where they came from."""
-        operation = self._doors[request.site].operations.get(request.op)
-        return operation is not None and operation.keeps != "model"
 
     def take_steps(
         self,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,6 @@ GATHERED_BYTES = 2**26
 # How many kinds of fits are remembered.
 FORMS = 64
 NO_LABEL = -100
-# Of one model's part of a stack: from which size it is worth keeping, and where it may begin.
-KEPT_BYTES = 2**14
-ALIGNED_BYTES = 64
-# (what is checked once, sites, rows of a batch).
-Key: TypeAlias = tuple[Hashable, int, int]
 
 
 class Tapes:
@@ -42,7 +37,7 @@ class Tapes:
         self.alone: dict[Hashable, str] = {}
         self.figures: dict[Hashable, dict[str, int]] = {}
         self.checked: set[Hashable] = set()
-        self._tapes: dict[Key, Tape] = {}
+        self._tapes: dict[Hashable, Tape] = {}
         self._held: dict[Hashable, Any] = {}
 
     def hold(self, fit: Fit) -> None:
@@ -53,11 +48,7 @@ class Tapes:
                     kept.clear()
             self._held[fit.form] = (fit.parts, fit.model.held)
 
-    def proven(self, keys: Iterable[Key]) -> bool:
-        """Whether all these steps were recorded, and their forms checked."""
-        return all(key in self._tapes and key[0] in self.checked for key in keys)
-
-    def get(self, key: Key, make: Callable[[], Tape]) -> Tape:
+    def get(self, key: Hashable, make: Callable[[], Tape]) -> Tape:
         """The tape of this key, made if it is not there."""
         if key not in self._tapes:
             self._tapes[key] = make()
@@ -65,11 +56,10 @@ class Tapes:
 
 
 def fit_together(
-    fits: Sequence[Fit], tapes: Tapes, *, chunk_bytes: int = CHUNK_BYTES, lent: bool = False
+    fits: Sequence[Fit], tapes: Tapes, *, chunk_bytes: int = CHUNK_BYTES
 ) -> list[Taken]:
     """Trains the models of equal fits.
 
-    lent: whether the models go to others soon, and may stay parts of larger tensors until then.
     Raises Unlike when it cannot be done, or does not give what single steps give; all models are
     then as they were.
     """
@@ -87,7 +77,7 @@ def fit_together(
         found.update(zip(numbers, chunk.run(), strict=True))
         done.append(chunk)
     for chunk in done:
-        chunk.write_back(lent)
+        chunk.write_back()
     return [found[i] for i in range(len(fits))]
 
 
@@ -116,29 +106,20 @@ class _Chunk:
         self.tapes = tapes
         self.names = list(fits[0].model.parameters)
         self.buffer_names = list(fits[0].model.buffers)
-        self.inputs = list(fits[0].data.columns)
-        self.labelled = fits[0].data.labels is not None
-        self.full = max(max(fit.sizes) for fit in fits if fit.sizes)
-        self.padding = bool(getattr(fits[0].loss, "skips_unlabelled", False))
-        columns = _columns(fit.tensors for fit in fits)
+        self.parameters = _stacks([fit.optimizer.parameters for fit in fits])
+        self.buffers = _stacks([list(fit.model.buffers.values()) for fit in fits])
+        columns = list(zip(*(fit.tensors for fit in fits), strict=True))
         self.shared = [all(item is column[0] for item in column) for column in columns]
-        # Models need no copy where nothing can come up any more that would leave them half trained.
-        proven = tapes.proven(self._keys())
-        self.own: list[bool] = []
-        self.parameters: list[Tensor] = []
-        for same in _columns(fit.optimizer.parameters for fit in fits):
-            found = side_by_side(same) if proven else None
-            self.own.append(found is None)
-            self.parameters.append(torch.stack(same).detach() if found is None else found)
-        self.buffers = [
-            torch.stack(same) for same in _columns(fit.model.buffers.values() for fit in fits)
-        ]
         self.captured = [
             column[0] if shared else torch.stack(column)
             for column, shared in zip(columns, self.shared, strict=True)
         ]
         self.rule = fits[0].rule
         self.rule.stack([fit.optimizer for fit in fits])
+        self.full = max(max(fit.sizes) for fit in fits if fit.sizes)
+        self.padding = bool(getattr(fits[0].loss, "skips_unlabelled", False))
+        self.inputs = list(fits[0].data.columns)
+        self.labelled = fits[0].data.labels is not None
         self.total = torch.zeros(len(fits))
 
     @torch.no_grad()
@@ -220,14 +201,6 @@ class _Chunk:
                 yield low, low + count, size, padded
                 low += count
 
-    def _key(self, count: int, size: int, padded: bool) -> Key:
-        """What the tape of a step of so many sites and rows goes by; first what is checked."""
-        return (self.fits[0].form, tuple(self.shared), padded), count, size
-
-    def _keys(self) -> set[Key]:
-        runs = (run for step in range(len(self.fits[0].sizes)) for run in self._runs(step))
-        return {self._key(high - low, size, padded) for low, high, size, padded in runs}
-
     def _step(self, low: int, high: int, step: int, batch: Sequence[Tensor], padded: bool) -> None:
         captured = [
             item if shared else item[low:high]
@@ -235,14 +208,15 @@ class _Chunk:
         ]
         own = [item[low:high] for item in (*self.parameters, *self.buffers)]
         inputs = [*own, *captured, *batch]
-        key = self._key(high - low, batch[-1].shape[-1], padded)
+        form = (self.fits[0].form, tuple(self.shared), padded)
+        key = (form, high - low, batch[-1].shape[-1])
         tape = self.tapes.get(key, lambda: self._record(inputs, padded))
         self._consider(tape, high - low)
-        if key[0] in self.tapes.checked:
+        if form in self.tapes.checked:
             losses, *gradients = tape(inputs)
         else:
             losses, gradients = self._checked(tape, inputs, low, high, step)
-            self.tapes.checked.add(key[0])
+            self.tapes.checked.add(form)
         self.total[low:high] += losses
         self.rule.update([item[low:high] for item in self.parameters], gradients, low, high)
 
@@ -374,19 +348,12 @@ class _Chunk:
                 raise Unlike("a stacked step gave something else than a single one")
         return losses, gradients
 
-    def write_back(self, lent: bool) -> None:
-        """Gives every model and optimiser what it has become; lent: as in ``fit_together``."""
+    def write_back(self) -> None:
+        """Gives every model and optimiser what it has become."""
         with torch.no_grad():
             for number, stack in enumerate(self.parameters):
-                if not self.own[number]:
-                    continue
-                models = [fit.optimizer.parameters[number] for fit in self.fits]
-                if lent and _worth_keeping(stack):
-                    for value, part in zip(models, stack.unbind(0), strict=True):
-                        value.data = part
-                else:
-                    targets = [value.detach() for value in models]
-                    torch._foreach_copy_(targets, list(stack.unbind(0)))
+                targets = [fit.optimizer.parameters[number].detach() for fit in self.fits]
+                torch._foreach_copy_(targets, list(stack.unbind(0)))
             for name, stack in zip(self.buffer_names, self.buffers, strict=True):
                 targets = [fit.model.buffers[name] for fit in self.fits]
                 torch._foreach_copy_(targets, list(stack.unbind(0)))
@@ -397,30 +364,5 @@ def _multiplied(value: Any) -> Any:
     return torch.bmm(value.left, value.right) if isinstance(value, Product) else value
 
 
-def _columns(rows: Iterable[Iterable[Tensor]]) -> list[tuple[Tensor, ...]]:
-    return list(zip(*rows, strict=True))
-
-
-def _worth_keeping(stack: Tensor) -> bool:
-    """Whether models may have parts of a stack for their own tensors.
-
-    A part must begin where a tensor of its own would, for the last bits of a product can hang on
-    that; and what is small is copied in no time.
-    """
-    size = stack[0].nbytes
-    return size >= KEPT_BYTES and size % ALIGNED_BYTES == 0
-
-
-def side_by_side(parts: Sequence[Tensor]) -> Tensor | None:
-    """The tensor [parts, ...] whose parts along the first axis these are, in this order, if any."""
-    first = parts[0].detach()
-    size, place = first.numel(), first.untyped_storage()._cdata
-    start = first.storage_offset()
-    for number, part in enumerate(parts):
-        if (
-            part.storage_offset() != start + number * size
-            or part.untyped_storage()._cdata != place
-            or not part.is_contiguous()
-        ):
-            return None
-    return first.as_strided((len(parts), *first.shape), (size, *first.stride()))
+def _stacks(columns: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack([value.detach() for value in same]) for same in zip(*columns, strict=True)]

@@ -69,7 +69,8 @@ class Running:
             return
         self._sum += weight
         if weight > 0 and 0 < self._sum < math.inf:
-            found.lerp_(tensor.to(found.dtype), weight / self._sum)
+            same = tensor.dtype == found.dtype
+            found.lerp_(tensor if same else tensor.to(found.dtype), weight / self._sum)
 
     def value(self) -> Any:
         """The mean so far; raises WireError for weights that are negative, not finite or all 0."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,18 +34,31 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
     return np.random.default_rng(derive(seed, *key))
 
 
-@contextmanager
-def seeded(seed: int, *key: str | int) -> Iterator[None]:
+class Kept:
+    """The states of torch's default generators, which are put back at the end."""
+
+    def __init__(self) -> None:
+        self._state = torch.default_generator.get_state()
+        self._others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+
+    def __enter__(self) -> None:
+        """Inside, others may use the generators."""
+
+    def __exit__(self, *error: object) -> None:
+        torch.default_generator.set_state(self._state)
+        if self._others is not None:
+            torch.cuda.set_rng_state_all(self._others)
+
+
+class seeded(Kept):  # noqa: N801
     """Inside, torch's default generator (dropout, augmentation) is keyed; outside, untouched."""
-    before = torch.default_generator.get_state()
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    try:
-        reseed(seed, *key)
-        yield
-    finally:
-        torch.default_generator.set_state(before)
-        if devices:
-            torch.cuda.set_rng_state_all(devices)
+
+    def __init__(self, seed: int, *key: str | int) -> None:
+        super().__init__()
+        self._seed, self._key = seed, key
+
+    def __enter__(self) -> None:
+        reseed(self._seed, *self._key)
 
 
 def reseed(seed: int, *key: str | int) -> None:
@@ -58,17 +69,3 @@ def reseed(seed: int, *key: str | int) -> None:
     torch.default_generator.manual_seed(number)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(number)
-
-
-class Kept:
-    """The states of torch's default generators, to be put back later on."""
-
-    def __init__(self) -> None:
-        self._state = torch.default_generator.get_state()
-        self._others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-
-    def put_back(self) -> None:
-        """Makes them what they were."""
-        torch.default_generator.set_state(self._state)
-        if self._others is not None:
-            torch.cuda.set_rng_state_all(self._others)

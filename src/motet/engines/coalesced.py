@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from contextvars import copy_context
 from typing import Any
 
@@ -77,7 +76,7 @@ class Coalesced(Serial):
         # A site that is set aside must stay in memory.
         most = min(WAVE, self._doors.live)
         # And takes its own draws up again when it goes on.
-        with _own_draws():
+        with Kept():
             try:
                 while self._queue and len(runs) < most:
                     request = self._queue[0]
@@ -220,22 +219,12 @@ class _Run:
     def wait(self, fit: Fit) -> Taken | None:
         """Called from inside: what the fit gives, or None if it is to be done there."""
         self.fit = fit
-        with _own_draws():
+        with Kept():
             found: Taken | None = self._outside.switch()
         return found
 
     def end(self) -> None:
         """Ends what is still under way; its site is as it was before it was asked."""
-        if self._inside is not None:
+        if self._inside:
             self._inside.throw(GreenletExit)
-            self._inside = None
-
-
-@contextmanager
-def _own_draws() -> Iterator[None]:
-    """Inside, others may use torch's default generators, each with its own draws."""
-    kept = Kept()
-    try:
-        yield
-    finally:
-        kept.put_back()
+        self._inside = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -168,15 +169,21 @@ class Method(BaseModel):
     @classmethod
     def operations(cls) -> dict[str, Operation]:
         """The functions that may be called at a site, by name."""
-        found: dict[str, Operation] = {}
-        for base in reversed(cls.__mro__):
-            for name, value in vars(base).items():
-                operation = getattr(value, "__motet_operation__", None)
-                if operation is not None:
-                    found[name] = operation
-        return found
+        return dict(_operations(cls))
 
     @classmethod
     def about(cls) -> dict[str, str]:
         """The docstring by paragraph: "summary" and each "Word:" paragraph, lower case."""
         return paragraphs(cls.__doc__)
+
+
+# Every site asks for them when it is first visited.
+@cache
+def _operations(method: type) -> Mapping[str, Operation]:
+    found: dict[str, Operation] = {}
+    for base in reversed(method.__mro__):
+        for name, value in vars(base).items():
+            operation = getattr(value, "__motet_operation__", None)
+            if operation is not None:
+                found[name] = operation
+    return found

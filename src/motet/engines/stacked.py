@@ -160,11 +160,12 @@ class _Chunk:
             for first in sources[0]
         ]
         odd = False
-        for number, fit in enumerate(active):
+        targets = zip(*[item.unbind(0) for item in made], strict=True)
+        for fit, own, parts in zip(active, sources, targets, strict=True):
             index, even = self._positions(fit, start, count)
             odd |= not even
-            for target, source in zip(made, sources[number], strict=True):
-                torch.index_select(source, 0, index, out=target[number])
+            for target, source in zip(parts, own, strict=True):
+                torch.index_select(source, 0, index, out=target)
         made = [item.view(len(active), count, self.full, *item.shape[2:]) for item in made]
         if odd and self.padding and self.labelled:
             sizes = torch.tensor(
@@ -352,7 +353,7 @@ class _Chunk:
         """Gives every model and optimiser what it has become."""
         with torch.no_grad():
             for number, stack in enumerate(self.parameters):
-                targets = [fit.optimizer.parameters[number].detach() for fit in self.fits]
+                targets: list[Tensor] = [fit.optimizer.parameters[number] for fit in self.fits]
                 torch._foreach_copy_(targets, list(stack.unbind(0)))
             for name, stack in zip(self.buffer_names, self.buffers, strict=True):
                 targets = [fit.model.buffers[name] for fit in self.fits]
@@ -364,5 +365,6 @@ def _multiplied(value: Any) -> Any:
     return torch.bmm(value.left, value.right) if isinstance(value, Product) else value
 
 
+@torch.no_grad()
 def _stacks(columns: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    return [torch.stack([value.detach() for value in same]) for same in zip(*columns, strict=True)]
+    return [torch.stack(same) for same in zip(*columns, strict=True)]

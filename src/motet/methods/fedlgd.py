@@ -77,7 +77,14 @@ class FedLGD(Sampled):
             due = number % self.period == 0 and number <= self.last
             sites = fed.sample(self.cohort)
             missing = {name: {"rows": hub["rows"]} for name in sites if name not in hub["holders"]}
-            replies = sites.ask(self.train, each=missing, quorum=self.quorum, weights=old, due=due)
+            replies = sites.ask(
+                self.train,
+                each=missing,
+                quorum=self.quorum,
+                averaged={"weights": None},
+                weights=old,
+                due=due,
+            )
             hub["holders"] = sorted({*hub["holders"], *replies})
             new = replies.mean("weights")
             if due and self.anchors and self.painting.match:

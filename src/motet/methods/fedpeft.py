@@ -63,8 +63,9 @@ class FedPEFT(Sampled):
         fed.log(**sizes(fed.model))
         for _ in fed.rounds(self.rounds):
             start = weights_of(fed.model)
-            replies = self.ask(fed, self.train, weights=start, backbone=backbone)
-            load(fed.model, replies.mean("weights", by="samples"))
+            averaged = {"weights": "samples"}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=start, backbone=backbone)
+            load(fed.model, replies.mean("weights"))
             fed.report()
 
     @at_site(sends={"weights": Kind.WEIGHTS}, takes={"backbone": Kind.CONTROL})

@@ -63,8 +63,9 @@ class PartlyShared(Personal):
 
     def run(self, fed: Federation) -> None:
         for _ in fed.rounds(self.rounds):
-            replies = self.ask(fed, self.train, weights=self.shared(fed.model))
-            mean = replies.mean("weights", by=weight_key(self.weighting))
+            averaged = {"weights": weight_key(self.weighting)}
+            replies = self.ask(fed, self.train, averaged=averaged, weights=self.shared(fed.model))
+            mean = replies.mean("weights")
             load(fed.model, mean, partial=True)
             whole = len(mean) == len(weights_of(fed.model))
             self.tell(fed, hub=whole, received=self.shared(fed.model))

@@ -30,7 +30,7 @@ from motet.experiment.spec import parse_experiment
 
 FOLDER = ROOT / "runs" / "bench"
 # What other parts measure alone: each prints its own figures.
-ALONE = ("creamfl", "gca", "scale", "startup")
+ALONE = ("phases", "creamfl", "gca", "scale", "startup")
 
 
 @dataclass(frozen=True)

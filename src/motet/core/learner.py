@@ -102,7 +102,8 @@ class Batches(Iterator[Batch]):
             found = [self._size] * full + [rest] * (rest > 0)
             if self._steps is not None:
                 found = found[: self._steps - len(sizes)]
-            orders.append(order[: sum(found)])
+            taken = sum(found)
+            orders.append(order if taken == order.shape[0] else order[:taken])
             sizes += found
         if len(orders) == 1:
             return data, orders[0], sizes

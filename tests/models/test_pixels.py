@@ -1,3 +1,5 @@
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,16 +85,48 @@ def test_pooling_comes_first_and_gives_and_learns_the_same() -> None:
     assert kinds == 2 * [nn.Conv2d, nn.ReLU, nn.AvgPool2d]
 
 
+class Noting(nn.Conv2d):
+    """A convolution that notes whether the channels of its input's cells lie together."""
+
+    together: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.together = x.stride(1) == 1
+        return super().forward(x)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_numbers_of_a_cell_lie_together_but_for_an_instance_norm(channels: int) -> None:
-    for norm in NORMS:
-        cnn = build(norm=norm, channels=channels)
-        maps = cnn.layers[0](draw(2, channels, 8, 8)) if norm == "instance" else None
-        seen: list[Tensor] = [] if maps is None else [maps]
-        cnn.layers[0].register_forward_hook(lambda part, given, out, seen=seen: seen.append(out))
-        cnn(draw(2, channels, 8, 8))
-        together = norm != "instance"
-        assert seen[-1].is_contiguous(memory_format=torch.channels_last) is together
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_numbers_of_a_cell_lie_together_but_for_an_instance_norm(
+    norm: str, channels: int
+) -> None:
+    cnn = build(norm=norm, channels=channels)
+    convolutions = [part for part in cnn.layers if isinstance(part, nn.Conv2d)]
+    for part in convolutions:
+        part.__class__ = Noting
+    cnn(draw(2, channels, 8, 8))
+    assert [part.together for part in convolutions] == 2 * [norm != "instance"]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_opacus_finds_the_gradients_of_single_rows(channels: int) -> None:
+    opacus = pytest.importorskip("opacus.grad_sample")
+    cnn = build(channels=channels)
+    x = draw(5, channels, 8, 8)
+    expected = []
+    for row in x:
+        out = cnn(row.unsqueeze(0)).sin().sum()
+        expected.append(torch.autograd.grad(out, list(cnn.parameters())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        listening = opacus.GradSampleModule(cnn, strict=True, loss_reduction="sum")
+        listening(x).sin().sum().backward()
+    for value, rows in zip(cnn.parameters(), zip(*expected, strict=True), strict=True):
+        found = value.grad_sample
+        assert isinstance(found, Tensor)
+        torch.testing.assert_close(found, torch.stack(rows), atol=1e-5, rtol=1e-4)
+    listening.to_standard_module()
+    assert not any(part._forward_hooks for part in cnn.layers)
 
 
 def test_weights_and_their_gradients_lie_as_ever() -> None:

@@ -133,7 +133,9 @@ class CNN(PixelEncoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels [n, channels, side, side] -> embedding [n, width], not normalised."""
-        held = channels_last(x) if self.cell_by_cell else x
+        # Opacus listens to convolutions, and takes for granted how their inputs lie in memory.
+        heard = any(part._forward_hooks for part in self.layers)
+        held = channels_last(x) if self.cell_by_cell and not heard else x
         embedding: Tensor = self.out(self.layers(held).flatten(1))
         return embedding
 

@@ -20,9 +20,7 @@ class Packing:
         self.shape = mask.shape
         self.index = mask.flatten().nonzero().squeeze(1)
         self._counts = mask.sum(dim=1, keepdim=True)
-        # A text without a piece would have nothing to attend to, and its padding that is not a
-        # number would go on into the gradients of the others.
-        self.seen = (mask | (self._counts == 0))[:, None, None, :]
+        self.seen = mask[:, None, None, :]
 
     def pack(self, values: Tensor) -> Tensor:
         """Those of the values [n, l, ...] where a piece is: [pieces, ...]."""

@@ -14,6 +14,7 @@ from motet.core.batch import Column
 from motet.core.errors import DataError
 from motet.models.base import Encoder
 from motet.models.options import Width
+from motet.nn.layers import channels_last
 
 Mean: TypeAlias = Annotated[float, Field(ge=0, le=1, description="mean of a pixel in 0..1")]
 Spread: TypeAlias = Annotated[float, Field(gt=0, le=1, description="standard deviation of a pixel")]
@@ -118,10 +119,14 @@ class CNN(PixelEncoder):
         inputs = channels
         for outputs in maps:
             layers.append(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2))
-            layers += [*_norm(norm, outputs), nn.ReLU()]
-            layers.append(nn.MaxPool2d(2) if pool == "max" else nn.AvgPool2d(2))
+            # The largest of four is the same before ReLU as after it, and so is what its gradient
+            # reaches; after the pooling a quarter is left to go through.
+            rest = [nn.MaxPool2d(2), nn.ReLU()] if pool == "max" else [nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [*_norm(norm, outputs), *rest]
             inputs = outputs
         self.layers = nn.Sequential(*layers)
+        # An instance norm goes through single channels, which are then best held together.
+        self.cell_by_cell = norm != "instance"
         with torch.no_grad():
             units = self.layers.eval()(torch.zeros(1, channels, side, side)).numel()
         self.layers.train()
@@ -129,7 +134,10 @@ class CNN(PixelEncoder):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pixels [n, channels, side, side] -> embedding [n, width], not normalised."""
-        embedding: Tensor = self.out(self.layers(x).flatten(1))
+        # Opacus listens to convolutions, and takes for granted how their inputs lie in memory.
+        heard = any(part._forward_hooks for part in self.layers)
+        held = channels_last(x) if self.cell_by_cell and not heard else x
+        embedding: Tensor = self.out(self.layers(held).flatten(1))
         return embedding
 
 

@@ -19,7 +19,8 @@ from motet.models.base import Encoder
 from motet.models.columns import texts_of
 from motet.models.options import Dropout, Hidden, MaxTokens, Pie, Vocabulary, Width
 from motet.models.tokenizer import PAD, Tokenizer, train_tokenizer
-from motet.nn.layers import PIE, masked_mean
+from motet.nn.layers import PIE
+from motet.nn.packed import PackedLayer, Packing
 
 Embedding = Annotated[int, Field(ge=1, le=8192, description="size of a piece's vector")]
 
@@ -124,12 +125,7 @@ class TransformerText(_PieceText):
         super().__init__(width, vocabulary, dim, max_tokens)
         self.places = nn.Parameter(0.02 * torch.randn(max_tokens, dim))
         # nn.TransformerEncoder would start all its layers from copies of one.
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                dim, heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(depth)
-        )
+        self.layers = nn.ModuleList(PackedLayer(dim, heads, 4 * dim, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.project = nn.Linear(dim, width)
 
@@ -138,8 +134,9 @@ class TransformerText(_PieceText):
         if not len(x):
             return self.project.weight.new_zeros(0, self.width)
         pieces, mask = self._trim(x)
-        local = self.embedding(pieces) + self.places[: pieces.shape[1]]
+        packing = Packing(mask)
+        local = self.embedding(packing.pack(pieces)) + self.places.index_select(0, packing.places())
         for layer in self.layers:
-            local = layer(local, src_key_padding_mask=~mask)
-        embedding: Tensor = self.project(masked_mean(self.norm(local), mask))
+            local = layer(local, packing)
+        embedding: Tensor = self.project(packing.mean(self.norm(local)))
         return embedding

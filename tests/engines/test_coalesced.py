@@ -36,6 +36,7 @@ from motet.core.learner import skips_unlabelled
 from motet.core.optim import Optimizer
 from motet.core.rng import generator, seeded
 from motet.core.store import HubStore
+from motet.engines import stacked
 from motet.engines.coalesced import Auto, Coalesced, worth_it
 from motet.engines.serial import Serial
 from motet.engines.tape import record
@@ -449,6 +450,21 @@ def test_auto_leaves_convolutions_alone() -> None:
     ((how, sites, why),) = told(run(Training(), Auto, Convolving))
     assert (how, sites) == ("serial", 5)
     assert "convolution" in why
+
+
+def test_auto_finds_out_by_two_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    sites: list[int] = []
+
+    def recorded(step: Any, inputs: Sequence[Tensor], changing: Any) -> Any:
+        sites.append(len(inputs[0]))
+        return record(step, inputs, changing)
+
+    monkeypatch.setattr(stacked, "record", recorded)
+    run(Training(), Auto, Convolving)
+    assert sites == [2]
+    sites.clear()
+    run(Training(), Auto)
+    assert sites == [2, 5]
 
 
 def test_auto_counts_the_multiplications_of_a_step() -> None:

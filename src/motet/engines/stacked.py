@@ -48,6 +48,10 @@ class Tapes:
                     kept.clear()
             self._held[fit.form] = (fit.parts, fit.model.held)
 
+    def undecided(self, form: Hashable) -> bool:
+        """Whether it is not known yet if several sites gain anything by a step of this form."""
+        return self.worth is not None and form not in self.figures
+
     def get(self, key: Hashable, make: Callable[[], Tape]) -> Tape:
         """The tape of this key, made if it is not there."""
         if key not in self._tapes:
@@ -69,6 +73,9 @@ def fit_together(
     size = -(-len(fits) // parts)
     # Those with the most steps come first, so that whoever is done drops off the end.
     order = sorted(range(len(fits)), key=lambda i: (-len(fits[i].sizes), fits[i].sizes))
+    if tapes.undecided(fits[0].form):
+        # By two of them: to find out that a model is too large is dear with more.
+        _Chunk([fits[i] for i in order[:2]], tapes).weigh()
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     found: dict[int, Taken] = {}
     done: list[_Chunk] = []
@@ -144,6 +151,14 @@ class _Chunk:
         steps = [len(fit.sizes) for fit in self.fits]
         return list(map(Taken, self.total.tolist(), steps, finite))
 
+    @torch.no_grad()
+    def weigh(self) -> None:
+        """Records a step without taking it; raises Unlike where several sites gain nothing."""
+        gathered = self._gather(0, 1)
+        low, high, size, padded = next(self._runs(0))
+        inputs = self._inputs(low, high, [item[low:high, 0, :size] for item in gathered])
+        self._consider(self._tape(inputs, padded), high - low)
+
     def _gather(self, start: int, count: int) -> list[Tensor]:
         """Columns, labels where there are any, and row ids, each [fits, count, full, ...]."""
         active = [fit for fit in self.fits if len(fit.sizes) > start]
@@ -203,16 +218,10 @@ class _Chunk:
                 low += count
 
     def _step(self, low: int, high: int, step: int, batch: Sequence[Tensor], padded: bool) -> None:
-        captured = [
-            item if shared else item[low:high]
-            for item, shared in zip(self.captured, self.shared, strict=True)
-        ]
-        own = [item[low:high] for item in (*self.parameters, *self.buffers)]
-        inputs = [*own, *captured, *batch]
-        form = (self.fits[0].form, tuple(self.shared), padded)
-        key = (form, high - low, batch[-1].shape[-1])
-        tape = self.tapes.get(key, lambda: self._record(inputs, padded))
+        inputs = self._inputs(low, high, batch)
+        tape = self._tape(inputs, padded)
         self._consider(tape, high - low)
+        form = self._form(padded)
         if form in self.tapes.checked:
             losses, *gradients = tape(inputs)
         else:
@@ -220,6 +229,22 @@ class _Chunk:
             self.tapes.checked.add(form)
         self.total[low:high] += losses
         self.rule.update([item[low:high] for item in self.parameters], gradients, low, high)
+
+    def _inputs(self, low: int, high: int, batch: Sequence[Tensor]) -> list[Tensor]:
+        """What a step of these sites is computed from."""
+        captured = [
+            item if shared else item[low:high]
+            for item, shared in zip(self.captured, self.shared, strict=True)
+        ]
+        return [*[item[low:high] for item in (*self.parameters, *self.buffers)], *captured, *batch]
+
+    def _form(self, padded: bool) -> Hashable:
+        """What is checked once; with the numbers of sites and rows, what a tape goes by."""
+        return self.fits[0].form, tuple(self.shared), padded
+
+    def _tape(self, inputs: Sequence[Tensor], padded: bool) -> Tape:
+        key = (self._form(padded), *inputs[-1].shape[:2])
+        return self.tapes.get(key, lambda: self._record(inputs, padded))
 
     def _consider(self, tape: Tape, sites: int) -> None:
         form = self.fits[0].form

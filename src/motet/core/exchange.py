@@ -66,8 +66,7 @@ class Exchange:
         self.waiting: dict[str, Request] = {}
         self.asked_again: dict[str, int] = {}
         at = fed.round if round is None else round
-        summed = fed.protection.summed
-        kinds = frozenset() if summed is None else summed.kinds
+        kinds = getattr(fed.protection.summed, "kinds", frozenset())
         self._secret = {key for key, kind in self.operation.sends.items() if kind in kinds}
         self._opened: dict[str, Any] = {}
         self.averaged = dict(averaged or {})
@@ -284,8 +283,7 @@ class Exchange:
             shapes = {kind: form_of(tensors) for kind, tensors in parts.items()}
             self.fed._note("replied", **self._about(reply.site), down=down, up=up, shapes=shapes)
             if spent is not None:
-                note = {"round": self.fed.round, "party": reply.site, **spent}
-                self.fed._note("privacy", **note)
+                self.fed._note("privacy", round=self.fed.round, party=reply.site, **spent)
             if self._folding is not None:
                 self._folding.fit |= self._judged(reply.site, value)
                 self._folding.go_on(self.values, self.failed)
@@ -294,8 +292,8 @@ class Exchange:
     def _judged(self, site: str, value: Tree) -> dict[str, bool]:
         """Whether an answer is beyond doubt; empty for one that must not be used."""
         received, traits = self.question.received[site], self.fed.engine.sites()
-        operation, op, known = self.operation, self.question.op, self._known
-        checks = self.fed.protection.checks
+        operation, known, checks = self.operation, self._known, self.fed.protection.checks
+        op = self.question.op
         wrong, parts = alone(site, value, operation, op, received, known, traits, checks)
         if wrong:
             return {}
@@ -313,10 +311,7 @@ class Exchange:
         return {"round": asked.round, "site": site, "op": asked.op, "tag": asked.tag}
 
     def _down(self, request: Request) -> dict[str, int]:
-        shared = self._down_shared
-        if not request.own:
-            return shared
-        own = bytes_by_kind(request.own, self.operation.takes)
+        shared, own = self._down_shared, bytes_by_kind(request.own, self.operation.takes)
         return {kind: shared.get(kind, 0) + own.get(kind, 0) for kind in {**shared, **own}}
 
     def _arrive(self, site: str, value: Tree) -> tuple[Tree, Tree | None]:

@@ -66,7 +66,7 @@ class Exchange:
         self.waiting: dict[str, Request] = {}
         self.asked_again: dict[str, int] = {}
         at = fed.round if round is None else round
-        kinds = getattr(fed.protection.summed, "kinds", frozenset())
+        kinds: Collection[Any] = getattr(fed.protection.summed, "kinds", ())
         self._secret = {key for key, kind in self.operation.sends.items() if kind in kinds}
         self._opened: dict[str, Any] = {}
         self.averaged = dict(averaged or {})

@@ -82,7 +82,8 @@ def test_a_number_moves_by_less_than_a_step(
         assert 0 <= int(codes.min()) <= int(codes.max()) <= 2 * levels
     step = norms.repeat_interleave(bucket)[: len(values)] / levels
     error = (restore_qsgd(codes, norms, levels, bucket) - values).abs()
-    assert bool((error <= step * 1.001).all())
+    # Float32 has nothing between 0 and 1.4e-45, where a step may well be.
+    assert bool((error <= step * 1.001 + 2e-45).all())
     assert bool((codes[values == 0] == levels).all())
 
 

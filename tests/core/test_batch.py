@@ -79,3 +79,30 @@ def test_batches_hold_tensors_in_order(data: Dataset) -> None:
     assert batches[1].rows.tolist() == [20]
     assert batches[1].labels is not None
     assert batches[1].only("image").present["image"].tolist() == [True]
+
+
+class Marked(Dataset):
+    """A data set of somebody's own."""
+
+
+def test_other_columns_of_the_same_rows() -> None:
+    whole, some = torch.ones(3, dtype=torch.bool), torch.tensor([True, False, True])
+    columns = {"x": torch.rand(3, 2), "y": torch.rand(3, 1)}
+    given = Marked(columns, rows=torch.tensor([7, 5, 6]), present={"x": whole, "y": some})
+    assert not given.complete
+    assert given.positions(torch.tensor([5])).tolist() == [1]
+    other = given.with_columns({name: 2 * value for name, value in columns.items()}, {"x": "k"})
+    less = given.with_columns({"x": columns["x"]}, {})
+    for found in (other, less, given.only(["x"])):
+        assert type(found) is Marked
+        assert found.rows is given.rows
+        assert found.cache is given.cache
+        assert found.positions(torch.tensor([6])).tolist() == [2]
+    assert not other.complete
+    assert other.ready == {"x": "k"}
+    assert torch.equal(other.batch(torch.tensor([2])).inputs["y"], 2 * columns["y"][2:])
+    assert less.complete
+    assert less.present.keys() == {"x"}
+    assert not given.only(["y"]).complete
+    assert len(given.with_columns({}, {})) == 3
+    assert not given.complete

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -297,3 +298,17 @@ def test_a_reply_that_cannot_be_read_counts_as_failed() -> None:
     assert replies.failed == {
         "cleo": "site cleo: its reply is refused: w is not a tensor that was packed"
     }
+
+
+def test_what_a_site_is_told_of_its_own_may_be_any_mapping() -> None:
+    fed = fresh()
+    own = MappingProxyType({"rows": torch.arange(2)})
+    replies = fed.at(["ada"]).ask(METHOD.answer, each={"ada": own})
+    assert replies["ada"]["n"] == 1
+
+
+def test_nothing_is_sent_where_one_site_is_told_what_cannot_travel() -> None:
+    fed = fresh()
+    with pytest.raises(WireError, match="payload at rows is of type set"):
+        fed.at(["ada", "ben"]).ask(METHOD.answer, each={"ben": {"rows": {1}}})
+    assert not [event for event in fed.events.memory if event["event"] == "replied"]

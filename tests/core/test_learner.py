@@ -12,7 +12,7 @@ from tests.core.toys import Toy, cross_entropy, rows, toy
 from torch import Tensor, nn
 
 from motet.core import SGD, Adam, Batch, DataError, Dataset, SiteError, wire
-from motet.core.learner import Learner, evaluating
+from motet.core.learner import Batches, Learner, evaluating
 from motet.core.tree import weights_of
 
 
@@ -216,3 +216,49 @@ def test_the_mode_comes_back(mode: bool) -> None:
     with pytest.raises(AssertionError), evaluating(model):
         assert model.training
     assert model.training is mode
+
+
+@pytest.mark.parametrize("count", [1, 5, 8, 9])
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"epochs": 0},
+        {"epochs": 3},
+        {"steps": 0},
+        {"steps": 1},
+        {"steps": 7},
+        {"epochs": 2, "least": 2},
+        {"steps": 5, "least": 4},
+    ],
+    ids=str,
+)
+def test_a_plan_is_what_going_through_the_batches_gives(
+    count: int, size: int, options: dict[str, int]
+) -> None:
+    found = Learner("ada", 0, lambda: toy("ada"))
+    data = rows("ada", count)
+    one_by_one = [batch.rows for batch in found.batches(data, size, **options)]
+    for gone in range(min(2, len(one_by_one)) + 1):
+        batches = found.batches(data, size, **options)
+        assert isinstance(batches, Batches)
+        for _ in range(gone):
+            next(batches)
+        there, order, sizes = batches.plan()
+        assert sum(sizes) == len(order)
+        assert order.dtype == torch.int64
+        parts = order.split(sizes)
+        assert len(parts) == len(one_by_one) - gone
+        for index, wanted in zip(parts, one_by_one[gone:], strict=True):
+            assert torch.equal(there.rows[index], wanted)
+        assert list(batches) == []
+        assert batches.plan()[2] == []
+
+
+def test_there_is_no_plan_without_rows() -> None:
+    found = Learner("ada", 0, lambda: toy("ada"))
+    batches = found.batches(rows("ada", 0), 4, steps=0)
+    assert isinstance(batches, Batches)
+    with pytest.raises(DataError, match="no rows"):
+        batches.plan()

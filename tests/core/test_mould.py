@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from tests.core.toys import Toy, toy
@@ -81,3 +84,23 @@ def test_a_used_model_gets_the_weights_that_are_given_or_its_initial_ones() -> N
     found.load(ones)
     found.load_tree({})
     assert digest(found.tree()["model"]) == digest(mould.initial)
+
+
+def test_a_model_with_parts_that_are_not_its_own_is_not_used_again() -> None:
+    mould = Mould(lambda: toy("ada"))
+    spoilt = mould()
+    spoilt.layer = torch.nn.Linear(4, 5)
+    spoilt.layer.requires_grad_(False)
+    mould.give_back(spoilt)
+    again = mould()
+    assert again.layer.out_features == 3
+    assert all(value.requires_grad for value in again.parameters())
+    assert digest(weights_of(again)) == digest(mould.initial)
+
+
+def test_a_model_that_is_kept_by_nobody_goes() -> None:
+    mould = Mould(lambda: toy("ada"))
+    found = weakref.ref(mould())
+    gc.collect()
+    assert found() is None
+    assert mould().training

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from enum import IntEnum
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from motet.core.kinds import Kind
 from motet.core.rng import derive, generator, numpy_generator, reseed, seeded
 
 
@@ -68,3 +73,34 @@ def test_the_default_generator_is_keyed_inside_alone() -> None:
 def test_an_error_inside_puts_the_default_generator_back() -> None:
     with pytest.raises(AssertionError), seeded(1):
         assert torch.rand(1) < 0
+
+
+class Level(IntEnum):
+    LOW = 3
+
+
+class Word(str):
+    """A name that is more than a string."""
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        ("a", 3, -1, 10**30),
+        ("ü", "\u2028", "\ud83d\ude00", 'quo"te\\', "\n\x00", ""),
+        (True, False, None, 0.5, -0.0, float("nan"), float("inf")),
+        (Level.LOW, Kind.WEIGHTS, Word("ü")),
+        (["a", [1]], (2, "b"), {"c": 1}),
+    ],
+)
+def test_a_seed_is_the_hash_of_its_key_as_json(key: tuple[Any, ...]) -> None:
+    for seed in (0, -3, True):
+        text = json.dumps([seed, *key], separators=(",", ":"))
+        digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+        assert derive(seed, *key) == int.from_bytes(digest, "big") >> 1
+
+
+@pytest.mark.usefixtures("rng_untouched")
+def test_the_default_generator_is_put_back_after_an_error() -> None:
+    with pytest.raises(ValueError, match="ill"), seeded(1, "a"):
+        raise ValueError(f"ill {torch.rand(2)}")

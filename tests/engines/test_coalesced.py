@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +19,7 @@ from motet.core import (
     SGD,
     Adam,
     Batch,
+    ConfigError,
     Dataset,
     Events,
     Federation,
@@ -38,6 +41,7 @@ from motet.core.rng import generator, seeded
 from motet.core.store import HubStore
 from motet.engines import stacked
 from motet.engines.coalesced import Auto, Coalesced, worth_it
+from motet.engines.rules import StackedSGD
 from motet.engines.serial import Serial
 from motet.engines.tape import record
 from motet.nn.gradients import add_proximal_gradient
@@ -474,3 +478,111 @@ def test_auto_counts_the_multiplications_of_a_step() -> None:
     assert worth_it(tape, 2) == ""
     tape.shapes[0] = (2, 10_000, 10_000)
     assert "500,000,000 multiplications" in worth_it(tape, 2)
+
+
+class Scaling(Net):
+    """A net with a single number among its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, batch: Batch) -> Output:
+        logits = super().forward(batch).logits
+        return Output(logits=self.scale * logits)
+
+
+@pytest.mark.parametrize("way", ["plain", "clip", "adam clipped"])
+def test_a_parameter_may_be_a_single_number(way: str) -> None:
+    method = Training(**WAYS[way])
+    together = run(method, Coalesced, Scaling, sizes=RAGGED)
+    agree(run(method, Serial, Scaling, sizes=RAGGED), together)
+    assert told(together) == [("coalesced", 5, "")]
+
+
+def test_weights_that_are_not_finite_are_noticed_though_the_loss_is_finite() -> None:
+    def rooted(model: nn.Module, batch: Batch) -> Tensor:
+        # A root of 0 has an infinite slope.
+        logits = model(batch).logits
+        return (logits - logits.detach()).square().sum().sqrt()
+
+    for kind in (Serial, Coalesced):
+        fed = federation(Training(loss=rooted, quorum=0, steps=1, rounds=1), kind, specs())
+        with pytest.raises(ConfigError, match="no reply has the key"):
+            fed.start()
+        errors = [e["error"] for e in fed.events.memory if e["event"] == "failed"]
+        assert len(errors) == 5
+        assert all("became infinite or NaN" in error for error in errors)
+
+
+def test_what_fails_once_models_are_written_is_not_trained_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(rule: StackedSGD, optimizers: Sequence[Optimizer]) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr(StackedSGD, "unstack", full)
+    engine = Coalesced(specs(), Training(), seed=0)
+    weights = weights_of(built(Net, "hub"))
+    engine.send([Request(name, "train", "0.0.1", 0, {"weights": weights}) for name in NAMES])
+    with pytest.raises(MemoryError, match="full"):
+        engine.recv()
+
+
+class Answering(Training):
+    asked: list[str] = Field(default_factory=list)
+
+    @at_site()
+    def answer(self, site: Site) -> Tree:
+        self.asked.append(site.name)
+        return {"rows": len(site.data)}
+
+
+def test_where_nobody_waits_replies_come_one_by_one() -> None:
+    method = Answering()
+    engine = Coalesced(specs(), method, seed=0)
+    engine.send([Request(name, "answer", "0.0.1", 0) for name in NAMES])
+    for count, name in enumerate(NAMES, 1):
+        reply = engine.recv()
+        assert reply is not None
+        assert reply.site == name
+        assert method.asked == list(NAMES[:count])
+    assert engine.recv() is None
+
+
+def test_a_wave_leaves_no_garbage_in_cycles() -> None:
+    engine = Coalesced(specs(), Training(), seed=0)
+    weights = weights_of(built(Net, "hub"))
+
+    def wave(tag: str) -> None:
+        engine.send([Request(name, "train", tag, 0, {"weights": weights}) for name in NAMES])
+        for _ in NAMES:
+            assert engine.recv() is not None
+
+    # The first one records its step, and whatever PyTorch makes once.
+    wave("0.0.1")
+    gc.collect()
+    wave("0.0.2")
+    assert gc.collect() == 0
+
+
+def test_batches_that_were_begun_or_used_up_are_what_they_are_one_by_one() -> None:
+    class Partly(Training):
+        @at_site()
+        def partly(self, site: Site) -> Tree:
+            batches = site.private(4)
+            first = next(batches).rows.tolist()
+            losses = [site.fit(cross_entropy, batches, SGD(0.1)) for _ in range(2)]
+            return {"first": first, "losses": losses}
+
+    found = []
+    for kind in (Serial, Coalesced):
+        engine = kind(specs(), Partly(), seed=0)
+        engine.send([Request(name, "partly", "0.0.1", 0) for name in NAMES])
+        found.append([reply.value for reply in iter(engine.recv, None)])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert other["first"] == one["first"]
+        assert other["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert one["losses"][1] == 0

@@ -159,3 +159,17 @@ def test_an_encoder_without_code_says_so() -> None:
     column = torch.zeros(2, 2)
     assert Encoder().prepare(column) is column
     assert Watcher().key == "Watcher"
+
+
+class Halving(Watcher):
+    """Makes one row of two."""
+
+    def prepare(self, column: Column) -> Tensor:
+        assert isinstance(column, Tensor)
+        return column[::2]
+
+
+def test_an_encoder_that_loses_rows_is_noticed() -> None:
+    model = MultimodalModel({"x": Halving()})
+    with pytest.raises(ValueError, match="the encoder of 'x' makes 2 rows of 4"):
+        model.prepare(Dataset({"x": torch.zeros(4, 2)}))

@@ -130,7 +130,7 @@ class Dataset:
 
         ready: as in the class. Nothing is checked: every column must have all rows.
         """
-        new = object.__new__(Dataset)
+        new = object.__new__(type(self))
         if columns.keys() == self.columns.keys():
             # Worked out once for this data set and all that are made from it in this way.
             vars(new).update(vars(self), columns=columns, ready=ready, complete=self.complete)

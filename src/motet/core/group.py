@@ -159,7 +159,7 @@ def begin(
     tag = f"{fed._loop}.{fed.round}.{fed._asked}"
     middleware, takes = fed.protection.middleware, fed._operations[op].takes
     # What cannot travel is named before anything is sent.
-    for sent in (payload, *each.values()):
+    for sent in (payload, *(dict(own) for own in each.values())):
         leaves(sent)
     shared = pack_all(middleware, payload, takes)
     own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}

@@ -87,27 +87,36 @@ class Batches(Iterator[Batch]):
             yield from some.split(self._size)
 
     def plan(self) -> tuple[Dataset, Tensor, list[int]]:
-        """The data set, the positions in it of all batches, one after the other, and their sizes.
+        """The data set, and the positions in it and the sizes of all batches to come.
 
-        In place of going through them, none of which may have been asked for.
+        The positions [rows of all] come one batch after the other. The batches are then used up.
         """
+        if self._left is not None:
+            data, left = self._left
+            rest = list(left)
+            return data, _joined(rest), [len(index) for index in rest]
         data, epochs = self._begin()
+        self._left = data, iter(())
         orders: list[Tensor] = []
         sizes: list[int] = []
         while self._steps is None or len(sizes) < self._steps:
             order = next(epochs, None)
             if order is None:
                 break
-            full, rest = divmod(order.shape[0], self._size)
-            found = [self._size] * full + [rest] * (rest > 0)
+            full, last = divmod(order.shape[0], self._size)
+            found = [self._size] * full + [last] * (last > 0)
             if self._steps is not None:
                 found = found[: self._steps - len(sizes)]
             taken = sum(found)
             orders.append(order if taken == order.shape[0] else order[:taken])
             sizes += found
-        if len(orders) == 1:
-            return data, orders[0], sizes
-        return data, torch.cat([torch.empty(0, dtype=torch.int64), *orders]), sizes
+        return data, _joined(orders), sizes
+
+
+def _joined(orders: Sequence[Tensor]) -> Tensor:
+    if len(orders) == 1:
+        return orders[0]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *orders])
 
 
 @dataclass(frozen=True)

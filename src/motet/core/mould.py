@@ -21,19 +21,23 @@ class _Marks:
         self._modes = [(ref(module), module.training) for module in model.modules()]
         self._trained = [(ref(value), value.requires_grad) for value in model.parameters()]
 
-    def restore(self) -> None:
-        """Makes the model in these respects what it was."""
+    def restore(self) -> bool:
+        """Makes the model in these respects what it was; whether all of its parts are there."""
         # Setting what is set already takes nn.Module a while.
         for found, training in self._modes:
             module = found()
-            if module is not None and module.training is not training:
+            if module is None:
+                return False
+            if module.training is not training:
                 module.training = training
         for there, trained in self._trained:
             value = there()
-            if value is not None:
-                value.grad = None
-                if value.requires_grad is not trained:
-                    value.requires_grad_(trained)
+            if value is None:
+                return False
+            value.grad = None
+            if value.requires_grad is not trained:
+                value.requires_grad_(trained)
+        return True
 
 
 class Mould(Generic[M]):
@@ -56,10 +60,11 @@ class Mould(Generic[M]):
 
     def take(self) -> M:
         """A model whose weights may be anything; all else is as in a new one."""
-        if self._spare:
+        while self._spare:
             model = self._spare.pop()
-            self._marks[model].restore()
-            return model
+            # Somebody may have put other parts in the place of its own.
+            if self._marks[model].restore():
+                return model
         model = self._build()
         self._marks[model] = _Marks(model)
         if self._initial is None:

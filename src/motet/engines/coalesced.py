@@ -19,7 +19,7 @@ from motet.core.optim import Optimizer
 from motet.core.rng import Kept
 from motet.engines.fits import Fit, groups, obstacle
 from motet.engines.serial import Serial
-from motet.engines.stacked import CHUNK_BYTES, Tapes, fit_together
+from motet.engines.stacked import CHUNK_BYTES, Broken, Tapes, fit_together
 from motet.engines.tape import Tape, Unlike
 
 # Sites whose functions are under way at a time: each holds what it has received and made. More
@@ -117,10 +117,10 @@ class Coalesced(Serial):
             found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
         except Unlike as reason:
             why = self.tapes.alone[form] = str(reason)
-        except Exception as error:
+        except Broken as error:
             # Rows of one of them may be at fault, such as a label that no class has: it then fails
             # by itself, and the others do not.
-            why = f"{type(error).__name__}: {error}"
+            why = str(error)
         figures = self.tapes.figures.get(form, {})
         self._tell(request, "serial" if why else "coalesced", len(fits), why, figures)
         return found

@@ -80,10 +80,15 @@ def _parts(inner: torch.optim.Optimizer) -> tuple[type, list[dict[str, Any]], St
 
 def _clipped(gradients: Sequence[Tensor | None], most: float) -> list[Tensor | None]:
     """Gradients whose norm per site, over all parameters, is at most so large; as torch clips."""
-    squares = [g.flatten(1).square().sum(dim=1) for g in gradients if g is not None]
+    squares = [by_site(g).square().sum(dim=1) for g in gradients if g is not None]
     norm = torch.stack(squares).sum(dim=0).sqrt()
     factor = (most / (norm + 1e-6)).clamp(max=1.0)
     return [None if g is None else g * _along(factor, g) for g in gradients]
+
+
+def by_site(stack: Tensor) -> Tensor:
+    """The numbers of each site in a row: [sites, ...] -> [sites, numbers]; one for a scalar."""
+    return stack.unsqueeze(-1).flatten(1)
 
 
 def _along(per_site: Tensor, like: Tensor) -> Tensor:

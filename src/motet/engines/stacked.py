@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from motet.core.batch import Batch
 from motet.core.learner import Taken
 from motet.engines.fits import Fit, alone, close
+from motet.engines.rules import by_site
 from motet.engines.tape import Product, Tape, Unlike, record
 
 # Of a chunk's parameters, their gradients and their moments: what stays in a processor's cache
@@ -24,6 +25,10 @@ GATHERED_BYTES = 2**26
 # How many kinds of fits are remembered.
 FORMS = 64
 NO_LABEL = -100
+
+
+class Broken(Exception):  # noqa: N818
+    """A step of several fits that cannot be taken; no model has been changed."""
 
 
 class Tapes:
@@ -64,8 +69,8 @@ def fit_together(
 ) -> list[Taken]:
     """Trains the models of equal fits.
 
-    Raises Unlike when it cannot be done, or does not give what single steps give; all models are
-    then as they were.
+    Raises Unlike when it cannot be done, or does not give what single steps give, and Broken where
+    a step fails; all models are then as they were.
     """
     tapes.hold(fits[0])
     most = max(1, chunk_bytes // max(_bytes(fits[0]), 1))
@@ -80,8 +85,13 @@ def fit_together(
     found: dict[int, Taken] = {}
     done: list[_Chunk] = []
     for numbers in chunks:
-        chunk = _Chunk([fits[i] for i in numbers], tapes)
-        found.update(zip(numbers, chunk.run(), strict=True))
+        try:
+            chunk = _Chunk([fits[i] for i in numbers], tapes)
+            found.update(zip(numbers, chunk.run(), strict=True))
+        except Unlike:
+            raise
+        except Exception as error:
+            raise Broken(f"{type(error).__name__}: {error}") from error
         done.append(chunk)
     for chunk in done:
         chunk.write_back()
@@ -146,7 +156,7 @@ class _Chunk:
                 for low, high, size, padded in self._runs(start + step):
                     batch = [item[low:high, step, :size] for item in gathered]
                     self._step(low, high, start + step, batch, padded)
-        sums = [item.flatten(1).sum(dim=1, dtype=torch.float32) for item in self.parameters]
+        sums = [by_site(item).sum(dim=1, dtype=torch.float32) for item in self.parameters]
         finite = torch.stack(sums).sum(dim=0).isfinite().tolist()
         steps = [len(fit.sizes) for fit in self.fits]
         return list(map(Taken, self.total.tolist(), steps, finite))

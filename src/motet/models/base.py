@@ -139,7 +139,13 @@ def _prepared(data: Dataset, name: str, encoder: Encoder, encoders_key: str) -> 
     found = data.cache.get(key)
     if found is None:
         # The column is kept beside it, so that no other one can take over its id.
-        found = data.cache[key] = (column, encoder.prepare(column))
+        prepared = encoder.prepare(column)
+        if len(prepared) != len(column):
+            raise ValueError(
+                f"the encoder of {name!r} makes {len(prepared)} rows of {len(column)}; it should "
+                "make one of each"
+            )
+        found = data.cache[key] = (column, prepared)
     return found[1]
 
 

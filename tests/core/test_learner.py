@@ -12,7 +12,8 @@ from tests.core.toys import Toy, cross_entropy, rows, toy
 from torch import Tensor, nn
 
 from motet.core import SGD, Adam, Batch, DataError, Dataset, SiteError, wire
-from motet.core.learner import Batches, Learner, evaluating
+from motet.core.batches import Batches
+from motet.core.learner import Learner, evaluating
 from motet.core.tree import weights_of
 
 

@@ -11,16 +11,18 @@ import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from motet.core.batch import Batch
+from motet.core.batches import Batches
 from motet.core.events import Events
-from motet.core.learner import TAKE_STEPS, Adjust, Batches, Learner, Loss, Taken, take_steps
+from motet.core.learner import TAKE_STEPS, Adjust, Learner, Loss, Taken, take_steps
 from motet.core.memory import nothing_collected
 from motet.core.messages import Reply, Request
 from motet.core.optim import Optimizer
 from motet.core.rng import Kept
 from motet.engines.fits import Fit, groups, obstacle
 from motet.engines.serial import Serial
-from motet.engines.stacked import CHUNK_BYTES, Broken, Tapes, fit_together
+from motet.engines.stacked import CHUNK_BYTES, Broken, fit_together
 from motet.engines.tape import Tape, Unlike
+from motet.engines.tapes import Tapes
 
 # Sites whose functions are under way at a time: each holds what it has received and made. More
 # would save little, since a step's own costs are spread over them by then.

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from motet.core.batch import Batch, Dataset
+from motet.core.batches import Batches
 from motet.core.graph import GRAPH
-from motet.core.learner import Adjust, Batches, Learner, Loss
+from motet.core.learner import Adjust, Learner, Loss
 from motet.core.optim import Optimizer
 from motet.engines.alike import Structure, parted
 from motet.engines.rules import Rule, rule_of

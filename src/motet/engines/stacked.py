@@ -16,52 +16,18 @@ from motet.core.learner import Taken
 from motet.engines.fits import Fit, alone, close
 from motet.engines.rules import by_site
 from motet.engines.tape import Product, Tape, Unlike, record
+from motet.engines.tapes import Tapes
 
 # Of a chunk's parameters, their gradients and their moments: what stays in a processor's cache
 # is worth more than a few kernels less.
 CHUNK_BYTES = 2**25
 # Of the batches that are gathered at a time.
 GATHERED_BYTES = 2**26
-# How many kinds of fits are remembered.
-FORMS = 64
 NO_LABEL = -100
 
 
 class Broken(Exception):  # noqa: N818
     """A step of several fits that cannot be taken; no model has been changed."""
-
-
-class Tapes:
-    """The steps that were recorded, which of them were checked, and which fits stay alone.
-
-    worth: why so many sites gain nothing by a step that is stacked; "" where they do.
-    """
-
-    def __init__(self, worth: Callable[[Tape, int], str] | None = None) -> None:
-        self.worth = worth
-        self.alone: dict[Hashable, str] = {}
-        self.figures: dict[Hashable, dict[str, int]] = {}
-        self.checked: set[Hashable] = set()
-        self._tapes: dict[Hashable, Tape] = {}
-        self._held: dict[Hashable, Any] = {}
-
-    def hold(self, fit: Fit) -> None:
-        """Keeps alive what a form goes by the identity of, so that nothing else may take it."""
-        if fit.form not in self._held:
-            if len(self._held) >= FORMS:
-                for kept in (self.alone, self.figures, self.checked, self._tapes, self._held):
-                    kept.clear()
-            self._held[fit.form] = (fit.parts, fit.model.held)
-
-    def undecided(self, form: Hashable) -> bool:
-        """Whether it is not known yet if several sites gain anything by a step of this form."""
-        return self.worth is not None and form not in self.figures
-
-    def get(self, key: Hashable, make: Callable[[], Tape]) -> Tape:
-        """The tape of this key, made if it is not there."""
-        if key not in self._tapes:
-            self._tapes[key] = make()
-        return self._tapes[key]
 
 
 def fit_together(
@@ -78,21 +44,21 @@ def fit_together(
     size = -(-len(fits) // parts)
     # Those with the most steps come first, so that whoever is done drops off the end.
     order = sorted(range(len(fits)), key=lambda i: (-len(fits[i].sizes), fits[i].sizes))
-    if tapes.undecided(fits[0].form):
-        # By two of them: to find out that a model is too large is dear with more.
-        _Chunk([fits[i] for i in order[:2]], tapes).weigh()
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
     found: dict[int, Taken] = {}
     done: list[_Chunk] = []
-    for numbers in chunks:
-        try:
+    try:
+        if tapes.undecided(fits[0].form):
+            # By two of them: to find out that a model is too large is dear with more.
+            _Chunk([fits[i] for i in order[:2]], tapes).weigh()
+        for start in range(0, len(order), size):
+            numbers = order[start : start + size]
             chunk = _Chunk([fits[i] for i in numbers], tapes)
             found.update(zip(numbers, chunk.run(), strict=True))
-        except Unlike:
-            raise
-        except Exception as error:
-            raise Broken(f"{type(error).__name__}: {error}") from error
-        done.append(chunk)
+            done.append(chunk)
+    except Unlike:
+        raise
+    except Exception as error:
+        raise Broken(f"{type(error).__name__}: {error}") from error
     for chunk in done:
         chunk.write_back()
     return [found[i] for i in range(len(fits))]

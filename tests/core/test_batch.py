@@ -87,7 +87,7 @@ class Marked(Dataset):
 
 def test_other_columns_of_the_same_rows() -> None:
     whole, some = torch.ones(3, dtype=torch.bool), torch.tensor([True, False, True])
-    columns = {"x": torch.rand(3, 2), "y": torch.rand(3, 1)}
+    columns = {"x": torch.arange(6.0).view(3, 2), "y": torch.ones(3, 1)}
     given = Marked(columns, rows=torch.tensor([7, 5, 6]), present={"x": whole, "y": some})
     assert not given.complete
     assert given.positions(torch.tensor([5])).tolist() == [1]

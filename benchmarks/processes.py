@@ -100,18 +100,32 @@ class Player:
         return told
 
 
-def family_of(pid: int) -> list[int]:
-    """This process and all below it; itself alone where the system does not tell."""
-    parents: dict[int, list[int]] = {}
+def children() -> dict[int, list[int]]:
+    """Every process that has some -> its children; empty where the system does not tell."""
+    found: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # What follows the command's closing bracket begins with the state and the parent.
             fields = stat.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+            found.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    return found
+
+
+def family_of(pid: int) -> list[int]:
+    """This process and all below it; itself alone where the system does not tell."""
+    below = children()
     found = [pid]
     for known in found:
-        found += parents.get(known, [])
+        found += below.get(known, [])
     return found
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; empty when it is gone, or where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def cpu_of(pids: list[int]) -> float:

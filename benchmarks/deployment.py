@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import yaml
 
-from benchmarks.processes import children, family_of, words_of
+from benchmarks.processes import PATIENCE, children, end, family_of, spawn, words_of
 from motet.commands.deploy import deploy
 from motet.core.events import Event, read_events
 from motet.deploy.plan import read_about
@@ -32,8 +32,6 @@ from motet.experiment.build import site_names
 from motet.experiment.recipes import shipped_recipe
 from motet.experiment.spec import parse_experiment, read_recipe, with_settings
 
-# Seconds on a machine with much else to do; all that is waited for takes far less by itself.
-PATIENCE = 150.0
 MOTET = [sys.executable, "-m", "motet"]
 SMALL = [
     "method.cohort=3",
@@ -66,50 +64,6 @@ def short_folder() -> Iterator[Path]:
     """A fresh folder whose path leaves room for sockets, whose paths may not be long."""
     with tempfile.TemporaryDirectory(prefix="m-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-def spawn(
-    command: Sequence[str | Path], log: Path, cwd: Path | None = None, **environment: str
-) -> subprocess.Popen[bytes]:
-    """Starts a process in a group of its own; what it says is added to ``log``."""
-    with log.open("ab") as told:
-        return subprocess.Popen(
-            command,
-            stdout=told,
-            stderr=told,
-            cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            start_new_session=True,
-        )
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process and all that it started, at once and without a word."""
-    family = family_of(process.pid)[1:]
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def ran(
-    command: Sequence[str | Path],
-    log: Path,
-    cwd: Path | None = None,
-    patience: float = PATIENCE,
-    **environment: str,
-) -> tuple[int | None, str]:
-    """Runs a command: its exit code, None where it did not end by itself, and what it said."""
-    process = spawn(command, log, cwd, **environment)
-    try:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
-        code = process.poll()
-    finally:
-        end(process)
-    return code, log.read_text(encoding="utf-8", errors="replace")
 
 
 class Following(threading.Thread):

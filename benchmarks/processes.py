@@ -1,4 +1,4 @@
-"""Contenders as processes: started, told to play a round, measured from outside, ended."""
+"""Processes started, measured from outside and ended; contenders as processes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Seconds on a machine with much else to do; all that is waited for takes far less by itself.
+PATIENCE = 150.0
 
 
 class Player:
@@ -98,6 +101,50 @@ class Player:
             raise RuntimeError(f"{self.name} ended early; {self.log} ends with\n{last}")
         told: dict[str, Any] = json.loads(line)
         return told
+
+
+def spawn(
+    command: Sequence[str | Path], log: Path, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[bytes]:
+    """Starts a process in a group of its own; what it says is added to ``log``."""
+    with log.open("ab") as told:
+        return subprocess.Popen(
+            command,
+            stdout=told,
+            stderr=told,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            start_new_session=True,
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started, at once and without a word."""
+    family = family_of(process.pid)[1:]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def ran(
+    command: Sequence[str | Path],
+    log: Path,
+    cwd: Path | None = None,
+    patience: float = PATIENCE,
+    **environment: str,
+) -> tuple[int | None, str]:
+    """Runs a command: its exit code, None where it did not end by itself, and what it said."""
+    process = spawn(command, log, cwd, **environment)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        code = process.poll()
+    finally:
+        end(process)
+    return code, log.read_text(encoding="utf-8", errors="replace")
 
 
 def children() -> dict[int, list[int]]:

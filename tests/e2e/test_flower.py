@@ -19,7 +19,8 @@ import pytest
 pytest.importorskip("flwr", reason="flwr is not installed: pip install 'motet[flower]'")
 pytest.importorskip("cryptography", reason="cryptography is not installed: motet[secure]")
 
-from benchmarks.deployment import Flower, Following, deployed, free_port, ran, three_sites
+from benchmarks.deployment import Flower, Following, deployed, free_port, three_sites
+from benchmarks.processes import ran
 
 from motet.agent.client import exchange
 from motet.agent.journal import read_journal

@@ -16,7 +16,8 @@ import torch
 
 pytest.importorskip("nvflare", reason="nvflare is not installed: pip install 'motet[nvflare]'")
 
-from benchmarks.deployment import Following, Nvflare, deployed, ran, short_folder, three_sites
+from benchmarks.deployment import Following, Nvflare, deployed, short_folder, three_sites
+from benchmarks.processes import ran
 from tests.conformance.tiny import parties
 from tests.e2e.nvflarehub import DEAD, PROBES, SITES, wanted
 

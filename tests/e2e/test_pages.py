@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.deployment import free_port, ran, short_folder
+from benchmarks.deployment import free_port, short_folder
+from benchmarks.processes import ran
 
 DOCS = Path(__file__).parents[2] / "docs"
 # On a machine with much else to do; each takes one to two minutes by itself.

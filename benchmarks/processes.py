@@ -1,4 +1,4 @@
-"""Contenders as processes: started, told to play a round, measured from outside, ended."""
+"""Processes started, measured from outside and ended; contenders as processes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Seconds on a machine with much else to do; all that is waited for takes far less by itself.
+PATIENCE = 150.0
 
 
 class Player:
@@ -100,18 +103,76 @@ class Player:
         return told
 
 
-def family_of(pid: int) -> list[int]:
-    """This process and all below it; itself alone where the system does not tell."""
-    parents: dict[int, list[int]] = {}
+def spawn(
+    command: Sequence[str | Path], log: Path, cwd: Path | None = None, **environment: str
+) -> subprocess.Popen[bytes]:
+    """Starts a process in a group of its own; what it says is added to ``log``."""
+    with log.open("ab") as told:
+        return subprocess.Popen(
+            command,
+            stdout=told,
+            stderr=told,
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            start_new_session=True,
+        )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process and all that it started, at once and without a word."""
+    family = family_of(process.pid)[1:]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def ran(
+    command: Sequence[str | Path],
+    log: Path,
+    cwd: Path | None = None,
+    patience: float = PATIENCE,
+    **environment: str,
+) -> tuple[int | None, str]:
+    """Runs a command: its exit code, None where it did not end by itself, and what it said."""
+    process = spawn(command, log, cwd, **environment)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+        code = process.poll()
+    finally:
+        end(process)
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def children() -> dict[int, list[int]]:
+    """Every process that has some -> its children; empty where the system does not tell."""
+    found: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # What follows the command's closing bracket begins with the state and the parent.
             fields = stat.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+            found.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    return found
+
+
+def family_of(pid: int) -> list[int]:
+    """This process and all below it; itself alone where the system does not tell."""
+    below = children()
     found = [pid]
     for known in found:
-        found += parents.get(known, [])
+        found += below.get(known, [])
     return found
+
+
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; empty when it is gone, or where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
 
 
 def cpu_of(pids: list[int]) -> float:

@@ -158,11 +158,12 @@ def begin(
     fed._asked += 1
     tag = f"{fed._loop}.{fed.round}.{fed._asked}"
     middleware, takes = fed.protection.middleware, fed._operations[op].takes
+    given = {name: dict(each.get(name, {})) for name in group}
     # What cannot travel is named before anything is sent.
-    for sent in (payload, *(dict(own) for own in each.values())):
+    for sent in (payload, *given.values()):
         leaves(sent)
     shared = pack_all(middleware, payload, takes)
-    own = {name: pack_all(middleware, dict(each.get(name, {})), takes) for name in group}
+    own = {name: pack_all(middleware, sent, takes) for name, sent in given.items()}
     return Exchange(fed, group, op, tag, shared, own, averaged=averaged)
 
 

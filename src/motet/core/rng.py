@@ -37,12 +37,9 @@ def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
 class Kept:
     """The states of torch's default generators, which are put back at the end."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> None:
         self._state = torch.default_generator.get_state()
         self._others = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-
-    def __enter__(self) -> None:
-        """Inside, others may use the generators."""
 
     def __exit__(self, *error: object) -> None:
         torch.default_generator.set_state(self._state)
@@ -54,10 +51,10 @@ class seeded(Kept):  # noqa: N801
     """Inside, torch's default generator (dropout, augmentation) is keyed; outside, untouched."""
 
     def __init__(self, seed: int, *key: str | int) -> None:
-        super().__init__()
         self._seed, self._key = seed, key
 
     def __enter__(self) -> None:
+        super().__enter__()
         reseed(self._seed, *self._key)
 
 

@@ -89,7 +89,7 @@ def refused(
         found |= {
             site: told
             for site, told in odd.items()
-            if site not in sure and not _same(sent[site], received[site].get(key), known)
+            if site not in sure and not _same(signature(sent[site]), received[site].get(key), known)
         }
     return found
 
@@ -142,9 +142,11 @@ def beyond_doubt(
     parts: all leaves of the value.
     """
     return all(
-        received.get(key) is not None
-        and _signature([(path[1:], leaf) for path, leaf in parts if path[0] == key])
-        == known.form(received[key])
+        _same(
+            _signature([(path[1:], leaf) for path, leaf in parts if path[0] == key]),
+            received.get(key),
+            known,
+        )
         for key in _compared(operation)
         if key in value
     )
@@ -233,9 +235,9 @@ def _check_names(key: str, parts: Leaves, known: Mapping[Path, Tensor]) -> None:
             raise WireError(f"{'.'.join(path)} is {_told(leaf)}, and should be {_told(wanted)}")
 
 
-def _same(value: Any, sent: Any, known: Known) -> bool:
-    """Whether a value has just the names, shapes and dtypes of what was sent."""
-    return sent is not None and signature(value) == known.form(sent)
+def _same(form: Signature, sent: Any, known: Known) -> bool:
+    """Whether these are just the names, shapes and dtypes of what was sent."""
+    return sent is not None and form == known.form(sent)
 
 
 def signature(value: Any) -> Signature:

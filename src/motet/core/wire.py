@@ -17,7 +17,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from motet.core.errors import WireError
-from motet.core.tree import MAX_DEPTH, Tree, leaves, tensors_in
+from motet.core.tree import MAX_DEPTH, Tree, leaves
 
 _Signature: TypeAlias = tuple[tuple[torch.dtype, torch.Size], ...]
 _SKELETON = "skeleton"
@@ -78,8 +78,7 @@ def decode(frame: bytes, *, max_bytes: int = MAX_BYTES) -> Tree:
 
 def _split(tree: Tree) -> tuple[list[Tensor], bytes]:
     """The tensors in order, and the rest as JSON with a numbered mark in place of each."""
-    leaves(tree)
-    tensors = tensors_in(tree)
+    tensors = [leaf for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
     # JSON asks about what it does not know, and it meets the tensors in the leaves' order.
     number = itertools.count()
     text = json.dumps(

@@ -21,7 +21,6 @@ from motet.engines.tape import Unlike
 
 Make: TypeAlias = Callable[[Iterator[Tensor]], Any]
 PLAIN = (type(None), bool, int, float, str, bytes, torch.dtype, torch.Size)
-IMMUTABLE = frozenset({type(None), bool, int, str})
 # What every module has, beside what its class gives it.
 MEMBERS = len(vars(nn.Module()))
 COMMON = frozenset(vars(nn.Module())) | {"frozen"}
@@ -62,10 +61,7 @@ class Structure:
         found.append((prefix, type(module), attributes["training"]))
         if len(attributes) > MEMBERS:
             for name in sorted(attributes.keys() - COMMON):
-                value = attributes[name]
-                plain = type(value) in IMMUTABLE
-                told = (type(value), value) if plain else _constant(value, self.held)
-                found.append((name, told))
+                found.append((name, _constant(attributes[name], self.held)))
         for name, parameter in attributes["_parameters"].items():
             if parameter is not None:
                 trained = parameter.requires_grad
@@ -73,24 +69,15 @@ class Structure:
                 if trained:
                     self.parameters.setdefault(prefix + name, parameter)
         buffers = attributes["_buffers"]
-        if buffers:
-            self._add_buffers(buffers, is_frozen(module), prefix, found)
-        for name, child in attributes["_modules"].items():
-            if child is not None:
-                self._add(child, f"{prefix}{name}.", found)
-
-    def _add_buffers(
-        self,
-        buffers: Mapping[str, Tensor | None],
-        fixed: bool,
-        prefix: str,
-        found: list[Hashable],
-    ) -> None:
+        fixed = bool(buffers) and is_frozen(module)
         for name, buffer in buffers.items():
             if buffer is not None:
                 found.append((name, self._form(buffer, fixed)))
                 if not fixed:
                     self.buffers[prefix + name] = buffer
+        for name, child in attributes["_modules"].items():
+            if child is not None:
+                self._add(child, f"{prefix}{name}.", found)
 
     def _form(self, value: Tensor, shared: bool) -> Hashable:
         if not shared and id(value) in self._seen:

@@ -90,7 +90,7 @@ class Serial:
             down = self._size(request)
             # As on a network, neither side may see what the other does to its tensors later on.
             shared, own = separate(request.shared), separate(request.own)
-            request = Request(request.site, request.op, request.tag, request.round, shared, own)
+            request = replace(request, shared=shared, own=own)
         try:
             value = self._doors[request.site].handle(request)
             if not self.strict:

@@ -133,7 +133,7 @@ class _Chunk:
         gathered = self._gather(0, 1)
         low, high, size, padded = next(self._runs(0))
         inputs = self._inputs(low, high, [item[low:high, 0, :size] for item in gathered])
-        self._consider(self._tape(inputs, padded), high - low)
+        self._tape(inputs, padded)
 
     def _gather(self, start: int, count: int) -> list[Tensor]:
         """Columns, labels where there are any, and row ids, each [fits, count, full, ...]."""
@@ -195,9 +195,7 @@ class _Chunk:
 
     def _step(self, low: int, high: int, step: int, batch: Sequence[Tensor], padded: bool) -> None:
         inputs = self._inputs(low, high, batch)
-        tape = self._tape(inputs, padded)
-        self._consider(tape, high - low)
-        form = self._form(padded)
+        tape, form = self._tape(inputs, padded), self._form(padded)
         if form in self.tapes.checked:
             losses, *gradients = tape(inputs)
         else:
@@ -219,10 +217,10 @@ class _Chunk:
         return self.fits[0].form, tuple(self.shared), padded
 
     def _tape(self, inputs: Sequence[Tensor], padded: bool) -> Tape:
-        key = (self._form(padded), *inputs[-1].shape[:2])
-        return self.tapes.get(key, lambda: self._record(inputs, padded))
-
-    def _consider(self, tape: Tape, sites: int) -> None:
+        """The tape of such a step; raises Unlike where so many sites gain nothing by it."""
+        sites, rows = inputs[-1].shape[:2]
+        key = (self._form(padded), sites, rows)
+        tape = self.tapes.get(key, lambda: self._record(inputs, padded))
         form = self.fits[0].form
         if form not in self.tapes.figures:
             self.tapes.figures[form] = {
@@ -233,6 +231,7 @@ class _Chunk:
             why = self.tapes.worth(tape, sites) if self.tapes.worth is not None else ""
             if why:
                 raise Unlike(why)
+        return tape
 
     def _record(self, inputs: Sequence[Tensor], padded: bool) -> Tape:
         count = len(self.parameters)

@@ -87,6 +87,23 @@ class Convolving(nn.Module):
         return Output(logits=self.head(self.turn(batch.inputs["x"].unsqueeze(1)).flatten(1)))
 
 
+class Hidden(Convolving):
+    """Its convolution is among its kernels, but not among its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = Turn()
+
+
+class Turn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.conv1d(x, self.weight)
+
+
 def built(make: Callable[[], nn.Module], name: str) -> nn.Module:
     with seeded(0, name, "model"):
         return make()
@@ -451,12 +468,13 @@ def interrupt(at: int, event: dict[str, Any]) -> None:
 
 def test_auto_leaves_convolutions_alone() -> None:
     assert told(run(Training(), Auto)) == [("coalesced", 5, "")]
-    ((how, sites, why),) = told(run(Training(), Auto, Convolving))
-    assert (how, sites) == ("serial", 5)
-    assert "convolution" in why
+    for make in (Convolving, Hidden):
+        ((how, _, why),) = told(run(Training(), Auto, make))
+        assert how == "serial"
+        assert "convolution" in why
 
 
-def test_auto_finds_out_by_two_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_finds_out_by_two_sites_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
     sites: list[int] = []
 
     def recorded(step: Any, inputs: Sequence[Tensor], changing: Any) -> Any:
@@ -465,6 +483,8 @@ def test_auto_finds_out_by_two_sites(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(stacked, "record", recorded)
     run(Training(), Auto, Convolving)
+    assert sites == []
+    run(Training(), Auto, Hidden)
     assert sites == [2]
     sites.clear()
     run(Training(), Auto)

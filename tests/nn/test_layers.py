@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from motet.core.rng import generator
-from motet.nn.layers import PIE, ResidualBlock, group_norm, masked_mean, mlp
+from motet.nn.layers import PIE, ReLU, ResidualBlock, group_norm, masked_mean, mlp
 
 
 def draw(*shape: int) -> Tensor:
@@ -106,3 +106,28 @@ def test_masked_mean_counts_what_is_there() -> None:
     local = torch.tensor([[[1.0], [3.0], [99.0]], [[5.0], [99.0], [99.0]]])
     mask = torch.tensor([[True, True, False], [True, False, False]])
     assert masked_mean(local, mask).tolist() == [[2.0], [5.0]]
+
+
+def test_a_residual_network_is_the_same_for_hooks_that_look_on() -> None:
+    trunk = nn.Sequential(nn.Conv2d(3, 8, 3), group_norm(8), ReLU(), ResidualBlock(8, 16, 2))
+    x = draw(2, 3, 9, 9).requires_grad_()
+    trunk(x).square().sum().backward()
+    wanted = [value.grad for value in trunk.parameters()]
+    trunk.zero_grad()
+    seen: list[Tensor] = []
+    for part in trunk.modules():
+        part.register_forward_hook(lambda part, given, found: seen.append(found.detach().clone()))
+        part.register_full_backward_hook(lambda part, down, up: None)
+    trunk(x).square().sum().backward()
+    for value, gradient in zip(trunk.parameters(), wanted, strict=True):
+        assert value.grad is not None
+        assert torch.equal(value.grad, gradient)
+    assert float(seen[1].min()) < 0 == float(seen[2].min())
+
+
+def test_relu_leaves_another_tensors_memory_alone() -> None:
+    x = draw(2, 4)
+    before = x.clone()
+    torch.testing.assert_close(ReLU()(x[:1]), before[:1].relu())
+    assert torch.equal(x, before)
+    assert ReLU()(x) is x

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
+from torch import nn
 
 from motet.core.batch import Batch
 from motet.core.batches import Batches
@@ -144,7 +145,7 @@ class Coalesced(Serial):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
                 raise Unlike("it fits in a mode of its own")
             fit = Fit(learner, loss, batches, optimizer, adjust)
-            why = obstacle(fit) or self.tapes.alone.get(fit.form, "")
+            why = self._obstacle(fit)
         except Unlike as reason:
             why = str(reason)
         if fit is not None and not why:
@@ -154,6 +155,10 @@ class Coalesced(Serial):
         elif why:
             self._tell(run.request, "serial", 1, why)
         return take_steps(learner, loss, fit.batches() if fit else batches, optimizer, adjust)
+
+    def _obstacle(self, fit: Fit) -> str:
+        """Why a fit is taken by itself; empty where others may join it."""
+        return obstacle(fit) or self.tapes.alone.get(fit.form, "")
 
     def _tell(self, request: Request, how: str, sites: int, why: str, figures: Any = None) -> None:
         """Notes how an operation's fits are taken, once for each way."""
@@ -175,6 +180,24 @@ class Auto(Coalesced):
         super().__init__(*args, **kwargs)
         self.tapes = Tapes(worth_it)
 
+    def _obstacle(self, fit: Fit) -> str:
+        why = super()._obstacle(fit)
+        if not why and self.tapes.undecided(fit.form) and convolves(fit.learner.model):
+            # To record its step would tell the same, but take the time and the memory of several.
+            self.tapes.hold(fit)
+            why = self.tapes.alone[fit.form] = not_faster("convolution")
+        return why
+
+
+def convolves(model: nn.Module) -> bool:
+    """Whether there are convolutions among its layers."""
+    return any(isinstance(part, nn.Conv1d | nn.Conv2d | nn.Conv3d) for part in model.modules())
+
+
+def not_faster(kernels: str) -> str:
+    """Says of a kind of kernels that several sites gain nothing by them."""
+    return f"a step of many sites' {kernels}s is not faster than one by one"
+
 
 def worth_it(tape: Tape, sites: int) -> str:
     """Why a step is not faster for several sites at once; empty where it is.
@@ -183,7 +206,7 @@ def worth_it(tape: Tape, sites: int) -> str:
     """
     for name in ("convolution", "_scaled_dot_product_flash_attention_for_cpu"):
         if tape.uses(name):
-            return f"a step of many sites' {name.strip('_')}s is not faster than one by one"
+            return not_faster(name.strip("_"))
     each = tape.products() // sites
     if each > MOST_PRODUCTS:
         return f"{each:,} multiplications a step: its kernels are large enough one by one"

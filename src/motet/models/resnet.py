@@ -18,7 +18,7 @@ from motet.models.base import Encoder
 from motet.models.columns import pictures_of
 from motet.models.options import Augment, Pie, Width
 from motet.models.pictures import augment, resize, to_unit
-from motet.nn.layers import PIE, ResidualBlock, group_norm
+from motet.nn.layers import PIE, ReLU, ResidualBlock, group_norm
 
 BLOCKS = {8: (1, 1, 1), 14: (2, 2, 2), 18: (2, 2, 2, 2), 20: (3, 3, 3)}
 
@@ -50,7 +50,7 @@ class ResNetGN(Encoder):
         self.augment = augment
         stride = 2 if size > 48 else 1
         stem = nn.Conv2d(3, channels, 3, stride, padding=1, bias=False)
-        stages: list[nn.Module] = [stem, group_norm(channels), nn.ReLU()]
+        stages: list[nn.Module] = [stem, group_norm(channels), ReLU()]
         last = channels
         for stage, count in enumerate(BLOCKS[depth]):
             for block in range(count):

@@ -66,6 +66,17 @@ def channels_last(x: Tensor) -> Tensor:
     return rows.movedim(-1, -3)
 
 
+class ReLU(nn.ReLU):
+    """ReLU in the memory of its input, for what nobody else reads, such as a norm's output.
+
+    A view it leaves alone: hooks of the layer before, such as those of Opacus, see their own.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape; the input itself where that may be."""
+        return F.relu(x, inplace=not x._is_view())
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with GroupNorm beside a short cut: [n, c, h, w] -> [n, out, h', w'].
 
@@ -78,6 +89,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = group_norm(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.norm2 = group_norm(out)
+        self.relu = ReLU()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
             conv = nn.Conv2d(channels, out, 1, stride, bias=False)
@@ -85,10 +97,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature map [n, channels, h, w] -> [n, out, h / stride, w / stride]."""
-        y = F.relu(self.norm1(self.conv1(x)))
-        y = self.norm2(self.conv2(y))
-        # The sum is nobody else's, and needs no second tensor of its size.
-        return F.relu(y + self.shortcut(x), inplace=True)
+        y = self.relu(self.norm1(self.conv1(x)))
+        # The sum is nobody else's either.
+        y = self.norm2(self.conv2(y)) + self.shortcut(x)
+        return self.relu(y)
 
 
 def masked_mean(local: Tensor, mask: Tensor) -> Tensor:

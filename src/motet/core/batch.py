@@ -107,7 +107,8 @@ class Dataset:
     def positions(self, rows: Tensor) -> Tensor:
         """Where these row ids (int64 [m], all of them in this data set) stand: int64 [m]."""
         ordered, order = self._sorted_rows
-        return order[torch.searchsorted(ordered, rows)]
+        # Torch warns of rows that are a part of a larger tensor.
+        return order[torch.searchsorted(ordered, rows.contiguous())]
 
     @cached_property
     def complete(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
@@ -13,7 +14,8 @@ from motet.core.eager import EagerAdamW, spare_the_compiler
 from motet.core.optim import SGD, Adam, BriskSGD, Optimizer
 from motet.engines.tape import Product, Unlike
 
-DENSE = torch.contiguous_format
+MOMENTUM = "momentum_buffer"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 # What a torch optimiser keeps, by parameter.
 States: TypeAlias = Mapping[Any, Mapping[str, Any]]
 
@@ -103,7 +105,9 @@ class StackedSGD:
         self.momentum = float(group["momentum"])
         self.decay = float(group["weight_decay"])
         self.clip = optimizer.clip
-        self._begun = any(state.get("momentum_buffer") is not None for state in states.values())
+        self._begun = tuple(
+            [states.get(value, {}).get(MOMENTUM) is not None for value in optimizer.parameters]
+        )
         self.moments = int(self.momentum > 0)
         self.takes_products = not self.momentum and self.clip is None
         self.form: Hashable = ("sgd", self.takes_products)
@@ -120,12 +124,10 @@ class StackedSGD:
     def stack(self, optimizers: Sequence[Optimizer]) -> None:
         """Takes the moments of these optimisers over."""
         self._sites = len(optimizers)
-        self._velocity = [None] * len(optimizers[0].parameters)
-        if self._begun:
-            self._velocity = [
-                _stacked(optimizers, number, "momentum_buffer")
-                for number in range(len(self._velocity))
-            ]
+        self._velocity = [
+            _stacked(optimizers, number, MOMENTUM) if begun else None
+            for number, begun in enumerate(self._begun)
+        ]
 
     def update(
         self, parameters: Sequence[Tensor], gradients: Sequence[Any], low: int, high: int
@@ -158,11 +160,14 @@ class StackedSGD:
             if velocity is not None:
                 for site, optimizer in enumerate(optimizers):
                     state = optimizer.inner.state[optimizer.parameters[number]]
-                    state["momentum_buffer"] = velocity[site].clone()
+                    state[MOMENTUM] = velocity[site].clone()
 
 
 class StackedAdam:
-    """Adam with decoupled weight decay and a clip."""
+    """Adam with decoupled weight decay and a clip.
+
+    As torch's, it leaves a parameter that got no gradient alone, and counts steps by parameter.
+    """
 
     def __init__(self, group: dict[str, Any], states: States, optimizer: Optimizer) -> None:
         self.lr = float(group["lr"])
@@ -170,18 +175,15 @@ class StackedAdam:
         self.eps = float(group["eps"])
         self.decay = float(group["weight_decay"])
         self.clip = optimizer.clip
-        self._begun = bool(states)
-        if self._begun and len({float(state["step"]) for state in states.values()}) > 1:
-            raise Unlike("its optimiser has taken more steps for some parameters than for others")
-        if self._begun and len(states) < len(optimizer.parameters):
-            raise Unlike("its optimiser has not moved all parameters yet")
+        # Which parameters have moved already.
+        self._begun = tuple([bool(states.get(value)) for value in optimizer.parameters])
         self.moments = 2
         self.takes_products = False
         self.form: Hashable = ("adam",)
         self.options: Hashable = (self.lr, self.betas, self.eps, self.decay, self.clip, self._begun)
+        # Of each parameter by site: steps; and first and second moments, where it has moved.
         self._steps = torch.zeros(0)
-        self._first: list[Tensor] = []
-        self._second: list[Tensor] = []
+        self._held: list[tuple[Tensor, Tensor] | None] = []
 
     @staticmethod
     def knows(group: dict[str, Any]) -> bool:
@@ -191,46 +193,49 @@ class StackedAdam:
 
     def stack(self, optimizers: Sequence[Optimizer]) -> None:
         """Takes the moments of these optimisers over."""
-        numbers = range(len(optimizers[0].parameters))
-        if self._begun:
-            self._first = [_stacked(optimizers, number, "exp_avg") for number in numbers]
-            self._second = [_stacked(optimizers, number, "exp_avg_sq") for number in numbers]
-            self._steps = _stacked(optimizers, 0, "step").double()
-            return
-        shapes = [value.expand(len(optimizers), *value.shape) for value in optimizers[0].parameters]
-        self._first = [torch.zeros_like(shape, memory_format=DENSE) for shape in shapes]
-        self._second = [torch.zeros_like(shape, memory_format=DENSE) for shape in shapes]
-        self._steps = torch.zeros(len(optimizers), dtype=torch.float64)
+        count = len(self._begun)
+        self._steps = torch.zeros(count, len(optimizers), dtype=torch.float64)
+        self._held = [None] * count
+        for number in itertools.compress(range(count), self._begun):
+            self._steps[number] = _stacked(optimizers, number, "step")
+            first, second = (_stacked(optimizers, number, name) for name in MOMENTS)
+            self._held[number] = first, second
 
     def update(
         self, parameters: Sequence[Tensor], gradients: Sequence[Any], low: int, high: int
     ) -> None:
         """One step of sites ``low`` to ``high``, whose parameters these are, in place."""
-        if any(gradient is None for gradient in gradients):
-            raise Unlike("its loss leaves parameters without a gradient, whose moments then differ")
         if self.clip is not None:
             gradients = _clipped(gradients, self.clip)
-        self._steps[low:high] += 1
-        taken = self._steps[low:high]
+        taken = self._steps[:, low:high]
+        taken += torch.tensor([[float(gradient is not None)] for gradient in gradients])
         pace = self.lr / (1 - self.betas[0] ** taken)
         spread = (1 - self.betas[1] ** taken).sqrt()
         for number, (value, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            first, second = self._first[number][low:high], self._second[number][low:high]
+            if gradient is None:
+                continue
+            first, second = (item[low:high] for item in self._moments(number, gradient))
             value.mul_(1 - self.lr * self.decay)
             first.lerp_(gradient, 1 - self.betas[0])
             second.mul_(self.betas[1]).addcmul_(gradient, gradient, value=1 - self.betas[1])
-            root = second.sqrt().div_(_along(spread.to(value.dtype), value)).add_(self.eps)
-            value.addcmul_(first / root, _along(pace.to(value.dtype), value), value=-1)
+            root = second.sqrt().div_(_along(spread[number].to(value.dtype), value)).add_(self.eps)
+            value.addcmul_(first / root, _along(pace[number].to(value.dtype), value), value=-1)
+
+    def _moments(self, number: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        held = self._held[number]
+        if held is None:
+            shape = (self._steps.shape[1], *like.shape[1:])
+            held = self._held[number] = like.new_zeros(shape), like.new_zeros(shape)
+        return held
 
     def unstack(self, optimizers: Sequence[Optimizer]) -> None:
         """Gives the moments back."""
-        for site, optimizer in enumerate(optimizers):
-            for number, value in enumerate(optimizer.parameters):
-                optimizer.inner.state[value] = {
-                    "step": self._steps[site].float(),
-                    "exp_avg": self._first[number][site].clone(),
-                    "exp_avg_sq": self._second[number][site].clone(),
-                }
+        for number, held in enumerate(self._held):
+            if held is not None:
+                for site, optimizer in enumerate(optimizers):
+                    state = optimizer.inner.state[optimizer.parameters[number]]
+                    state["step"] = self._steps[number, site].float()
+                    state.update(zip(MOMENTS, (item[site].clone() for item in held), strict=True))
 
 
 def _stacked(optimizers: Sequence[Optimizer], number: int, moment: str) -> Tensor:

@@ -107,8 +107,9 @@ class Dataset:
     def positions(self, rows: Tensor) -> Tensor:
         """Where these row ids (int64 [m], all of them in this data set) stand: int64 [m]."""
         ordered, order = self._sorted_rows
-        # Torch warns of rows that are a part of a larger tensor.
-        return order[torch.searchsorted(ordered, rows.contiguous())]
+        # Of rows that are a part of a larger tensor, torch would warn.
+        whole = rows.clone(memory_format=torch.contiguous_format)
+        return order[torch.searchsorted(ordered, whole)]
 
     @cached_property
     def complete(self) -> bool:

@@ -1,4 +1,4 @@
-"""One question to a group of sites: its requests, what came back, and what may be made of it."""
+"""One question to a group of sites: its requests, and what came back."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from motet.core.combining import Combining
 from motet.core.errors import MotetError, SiteError, WireError
 from motet.core.folding import By, Folding
-from motet.core.guard import OWN, SPENT, Call, Passage, Question
+from motet.core.guard import OWN, SPENT, Passage, Question
+from motet.core.kinds import Kind
 from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
-from motet.core.replies import Origin, Replies, plain_mean
+from motet.core.replies import Origin, Replies
 from motet.core.tree import Tree
 from motet.core.validate import Known, alone, beyond_doubt, refused, unfit_reply
 
@@ -66,7 +68,8 @@ class Exchange:
         self.waiting: dict[str, Request] = {}
         self.asked_again: dict[str, int] = {}
         at = fed.round if round is None else round
-        kinds: Collection[Any] = getattr(fed.protection.summed, "kinds", ())
+        summed = fed.protection.summed
+        kinds: Collection[Kind] = () if summed is None else summed.kinds
         self._secret = {key for key, kind in self.operation.sends.items() if kind in kinds}
         self._opened: dict[str, Any] = {}
         self.averaged = dict(averaged or {})
@@ -88,12 +91,8 @@ class Exchange:
             group._chance,
             group._of,
         )
-        rules = [
-            rule
-            for rule in fed.protection.combiners
-            if rule.kinds & set(self.operation.sends.values())
-        ]
-        if self.averaged and not rules and not self._secret:
+        self.combining = Combining(fed, self.question, self._secret)
+        if self.averaged and not self.combining.rules and not self._secret:
             self._folding = Folding(self.question.sites, self.averaged)
 
     def prepare(self, timeout: float | None) -> None:
@@ -171,11 +170,10 @@ class Exchange:
 
     def spend(self) -> None:
         """Counts what the question costs in privacy; raises BudgetError before it is sent."""
-        for number, rule in enumerate(self.fed.protection.combiners):
-            if rule.kinds & set(self.operation.sends.values()):
-                spent = rule.spend(self.question, self.fed._memory(number))
-                if spent is not None:
-                    self.fed._note("privacy", round=self.fed.round, party=self.fed.name, **spent)
+        for number, rule in self.combining.rules:
+            spent = rule.spend(self.question, self.fed._memory(number))
+            if spent is not None:
+                self.fed._note("privacy", round=self.fed.round, party=self.fed.name, **spent)
 
     def send(self) -> None:
         """Puts the question on its way to all who are to be asked."""
@@ -328,73 +326,9 @@ class Exchange:
 
     def replies(self) -> Replies:
         """The answers that count, to be put together by the recipe's rules."""
-        hidden: dict[str, str] = {}
-        values: Mapping[str, Tree] = self.values
-        for number, rule in enumerate(self.fed.protection.combiners):
-            keys = [key for key, kind in self.operation.sends.items() if kind in rule.kinds]
-            if keys:
-                values = rule.admit(values, self.question, self.fed._memory(number))
-            if rule.hides:
-                hidden |= dict.fromkeys(keys, "")
-        hidden |= dict.fromkeys(self._secret, "")
-        method = type(self.fed.method).__name__
-        for key in hidden:
-            hidden[key] = (
-                f"{method} reads single sites' {key!r}, and protect lets the hub see no more than "
-                "their mean; choose a method that averages them, or leave this protection out"
-            )
-        origins = {site: self.origin(site) for site in values}
-        return Replies(
-            values,
-            self.failed,
-            combine=self._combine,
-            hidden=hidden,
-            origins=origins,
-            averaged=self.averaged,
-            means={} if self._folding is None else self._folding.means,
-        )
+        means = {} if self._folding is None else self._folding.means
+        return self.combining.replies(self.values, self.failed, self._opened, self.averaged, means)
 
     def origin(self, site: str) -> Origin:
         """What the answer of a site started from."""
-        return Origin(self.question.round, self.question.received[site])
-
-    def _combine(
-        self, key: str, values: Mapping[str, Any], weights: Mapping[str, float], onto: Any
-    ) -> Any:
-        if key in self._opened:
-            assert self.fed.protection.summed is not None
-            self.fed.protection.summed.fits(weights, self.values, key)
-            self.fed._combined.add(str(self.operation.sends.get(key)))
-            return self._opened[key]
-        sent = self.question.sent(key) if onto is None else onto
-        return self.combine(key, values, weights, sent, len(self.question.sites))
-
-    def combine(
-        self,
-        key: str,
-        values: Mapping[str, Any],
-        weights: Mapping[str, float],
-        sent: Any,
-        cohort: int,
-    ) -> Any:
-        """One value from these, by the recipe's rule; sent, cohort: as in a ``Call``."""
-        kind = self.operation.sends.get(key)
-        rule = None if kind is None else self.fed.protection.combiner(kind)
-        asked = self.question
-        if rule is None:
-            return plain_mean(key, values, weights)
-        number = list(self.fed.protection.combiners).index(rule)
-        call = Call(
-            asked.op,
-            asked.tag,
-            asked.round,
-            key,
-            values,
-            weights,
-            sent,
-            cohort,
-            self.fed.rng("combine", asked.op, asked.tag, key),
-            self.fed._memory(number),
-        )
-        self.fed._combined.add(str(kind))
-        return rule.mean(call)
+        return self.combining.origin(site)

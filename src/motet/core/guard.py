@@ -188,7 +188,3 @@ class Protection:
     poisson: bool = False
     reply_bytes: int = 2**32
     checks: Mapping[Kind, Callable[[Any], None]] = field(default_factory=dict)
-
-    def combiner(self, kind: Kind) -> Combiner | None:
-        """The rule for this kind, or None for the plain mean."""
-        return next((rule for rule in self.combiners if kind in rule.kinds), None)

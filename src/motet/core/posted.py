@@ -265,6 +265,6 @@ def _rule(exchanges: list[Exchange]) -> Any:
         sent = onto
         if sent is None and len(exchanges) == 1:
             sent = asked.question.sent(key)
-        return asked.combine(key, values, weights, sent, len(values))
+        return asked.combining.combine(key, values, weights, sent, len(values))
 
     return combine

@@ -58,10 +58,10 @@ class PixelEncoder(Encoder):
                 f"the encoder reads pictures of {self.channels} channel(s), and the data have "
                 f"{shape}; set the encoder's channels"
             )
-        # In place, since every site's rows come by, and new memory takes longer than the sums.
-        pixels = column.to(torch.float32, copy=True).div_(255)
+        pixels = torch.div(column, 255)
         if pixels.shape[-2:] != (self.side, self.side):
             pixels = F.interpolate(pixels, (self.side, self.side), mode="area")
+        # In place, since every site's rows come by, and new memory takes longer than the sums.
         return pixels.sub_(self.mean).div_(self.std)
 
 

@@ -70,3 +70,13 @@ def test_a_selection_takes_its_rows_along(room: _Room) -> None:
     assert own is some.columns["x"]
     assert made.tolist() == [6, 2]
     assert room.used == 96
+
+
+def test_what_outlives_the_modules_globals_goes_without_a_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Prepared()
+    one[1, "a"] = entry(40)
+    # As at the end of the interpreter; pytest makes a failing test of what __del__ raises.
+    monkeypatch.setattr(module, "ROOM", None)
+    del one

@@ -84,8 +84,10 @@ class Prepared(MutableMapping[Key, tuple[Any, Tensor]]):
         return len(self._entries)
 
     def __del__(self) -> None:
-        for key in self._entries:
-            ROOM.forget(id(self), key)
+        # When the interpreter ends, globals may be gone before this.
+        if ROOM is not None:
+            for key in self._entries:
+                ROOM.forget(id(self), key)
 
     def drop(self, key: Key) -> None:
         """Lets an entry go."""

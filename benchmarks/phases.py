@@ -96,7 +96,7 @@ def main() -> None:
     print(f"{work.title}; median of {options.rounds} rounds, microseconds per site")
     for line in lines(clock.rounds[1:], work.cohort):
         print(line)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread")
+    print(f"torch {torch.__version__}, {experiment.engine.threads} thread")
 
 
 def lines(rounds: list[dict[str, float]], sites: int) -> list[str]:

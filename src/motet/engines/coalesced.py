@@ -1,28 +1,32 @@
-"""Sites that fit equal models at the same time do so in one loop over stacked tensors."""
+"""Sites that train or evaluate equal models at the same time do so on stacked tensors."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from contextlib import suppress
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
-from motet.core.batch import Batch
+from motet.core.batch import Batch, Dataset
 from motet.core.batches import Batches
 from motet.core.events import Events
 from motet.core.learner import TAKE_STEPS, Adjust, Learner, Loss, Taken, take_steps
 from motet.core.memory import nothing_collected
 from motet.core.messages import Reply, Request
 from motet.core.optim import Optimizer
+from motet.core.passing import PASS_OVER, Passed, pass_over
 from motet.core.rng import Kept
-from motet.engines.fits import Fit, groups, obstacle
+from motet.engines.fits import Fit, obstacle
+from motet.engines.passes import Pass, pass_together
 from motet.engines.serial import Serial
-from motet.engines.stacked import CHUNK_BYTES, Broken, fit_together
-from motet.engines.tape import Tape, Unlike
+from motet.engines.stacked import CHUNK_BYTES, fit_together
+from motet.engines.tape import Broken, Tape, Unlike
 from motet.engines.tapes import Tapes
 
 # Sites whose functions are under way at a time: each holds what it has received and made. More
@@ -34,13 +38,13 @@ MOST_PRODUCTS = 64_000_000
 
 
 class Coalesced(Serial):
-    """The serial engine, but sites wait for each other where they fit.
+    """The serial engine, but sites wait for each other where they fit a model or evaluate it.
 
-    A site's function runs until it fits, and is then set aside (as a coroutine: nothing runs at the
-    same time). When all that were asked are done or set aside, fits that are the same computation
-    on different tensors are taken together, the others one by one; then the functions go on.
+    A site's function runs until then, and is set aside (as a coroutine: nothing runs at the same
+    time). When all that were asked are done or set aside, what is the same computation on different
+    tensors is done together, the rest one by one; then the functions go on.
 
-    events: where it is noted which fits are taken together and which are not, and why.
+    events: where it is noted what is done together and what is not, and why.
     chunk_bytes: of stacked parameters, gradients and moments at a time.
     """
 
@@ -89,43 +93,49 @@ class Coalesced(Serial):
                     sites.add(request.site)
                     runs[-1].go_on()
                     # Where it does not wait, the hub need not wait either.
-                    if runs[0].fit is None:
+                    if runs[0].wish is None:
                         break
-                while any(run.fit for run in runs):
-                    self._fit([run for run in runs if run.fit])
+                while any(run.wish for run in runs):
+                    self._serve([run for run in runs if run.wish])
             finally:
                 # Where something else than a site's error ends it, such as a user's interruption.
                 for run in runs:
                     run.end()
         self._done.extend(run.reply for run in runs if run.reply is not None)
 
-    def _fit(self, waiting: Sequence[_Run]) -> None:
-        """Lets these sites, all set aside at a fit, go on with their fits done."""
-        by_fit = {id(run.fit): run for run in waiting}
-        results: dict[int, Taken] = {}
-        for fits in groups(run.fit for run in waiting if run.fit):
-            found = self._together(fits, by_fit[id(fits[0])].request)
-            if found is not None:
-                results.update({id(fit): one for fit, one in zip(fits, found, strict=True)})
+    def _serve(self, waiting: Sequence[_Run]) -> None:
+        """Lets these sites, all set aside, go on with what they wait for."""
+        alike: dict[Hashable, list[_Run]] = {}
         for run in waiting:
-            run.go_on(results.get(id(run.fit)))
+            assert run.wish is not None
+            alike.setdefault(run.wish.key, []).append(run)
+        results: dict[int, Any] = {}
+        for runs in alike.values():
+            found = self._together([run.wish for run in runs], runs[0].request)
+            if found is not None:
+                results.update({id(run): one for run, one in zip(runs, found, strict=True)})
+        for run in waiting:
+            run.go_on(results.get(id(run)))
 
-    def _together(self, fits: Sequence[Fit], request: Request) -> list[Taken] | None:
-        form = fits[0].form
-        if len(fits) < 2:
-            self._tell(request, "serial", 1, "no other site fits the same model in the same way")
+    def _together(self, wishes: Sequence[Any], request: Request) -> Sequence[Any] | None:
+        """What comes of equal wishes; None where each is to be done by itself."""
+        first, why = wishes[0], ""
+        found: Sequence[Any] | None = None
+        if len(wishes) < 2:
+            self._tell(request, first, 1, "no other site fits the same model in the same way")
             return None
-        found, why = None, ""
         try:
-            found = fit_together(fits, self.tapes, chunk_bytes=self._chunk_bytes)
+            if isinstance(first, Fit):
+                found = fit_together(wishes, self.tapes, chunk_bytes=self._chunk_bytes)
+            else:
+                found = pass_together(wishes, self.tapes)
         except Unlike as reason:
-            why = self.tapes.alone[form] = str(reason)
+            why = self.tapes.alone[first.form] = str(reason)
         except Broken as error:
             # Rows of one of them may be at fault, such as a label that no class has: it then fails
             # by itself, and the others do not.
             why = str(error)
-        figures = self.tapes.figures.get(form, {})
-        self._tell(request, "serial" if why else "coalesced", len(fits), why, figures)
+        self._tell(request, first, len(wishes), why)
         return found
 
     def take_steps(
@@ -145,28 +155,43 @@ class Coalesced(Serial):
             if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
                 raise Unlike("it fits in a mode of its own")
             fit = Fit(learner, loss, batches, optimizer, adjust)
-            why = self._obstacle(fit)
+            why = obstacle(fit) or self._obstacle(fit, learner.model)
         except Unlike as reason:
             why = str(reason)
         if fit is not None and not why:
-            found = run.wait(fit)
+            found: Taken | None = run.wait(fit)
             if found is not None:
                 return found
         elif why:
-            self._tell(run.request, "serial", 1, why)
+            self._tell(run.request, fit, 1, why)
         return take_steps(learner, loss, fit.batches() if fit else batches, optimizer, adjust)
 
-    def _obstacle(self, fit: Fit) -> str:
-        """Why a fit is taken by itself; empty where others may join it."""
-        return obstacle(fit) or self.tapes.alone.get(fit.form, "")
+    def pass_over(
+        self, run: _Run, model: nn.Module, data: Dataset, wanted: Sequence[str], batch: int
+    ) -> Passed:
+        """What a site's forward pass over its rows does in place of its own: it waits likewise."""
+        found: Passed | None = None
+        with suppress(Unlike):
+            wish = Pass(model, data, wanted, batch)
+            if not self._obstacle(wish, model):
+                found = run.wait(wish)
+        return pass_over(model, data, wanted, batch) if found is None else found
 
-    def _tell(self, request: Request, how: str, sites: int, why: str, figures: Any = None) -> None:
-        """Notes how an operation's fits are taken, once for each way."""
-        key = (request.op, how, why)
-        if self._events is not None and key not in self._told:
-            self._told.add(key)
-            about = {"round": request.round, "op": request.op, "chosen": how, "sites": sites}
-            self._events.add("fits", **about, **(figures or {}), **({"why": why} if why else {}))
+    def _obstacle(self, wish: Fit | Pass, model: nn.Module) -> str:
+        """Why something is done by itself; empty where others may join it."""
+        return self.tapes.alone.get(wish.form, "")
+
+    def _tell(self, request: Request, wish: Any, sites: int, why: str) -> None:
+        """Notes how an operation's fits are taken, once for each way; passes go without a word."""
+        key = (request.op, bool(why), why)
+        if self._events is None or isinstance(wish, Pass) or key in self._told:
+            return
+        self._told.add(key)
+        about = {"round": request.round, "op": request.op, "sites": sites}
+        if why:
+            self._events.add("fits", **about, chosen="serial", why=why)
+        else:
+            self._events.add("fits", **about, chosen="coalesced", **self.tapes.figures[wish.form])
 
 
 class Auto(Coalesced):
@@ -180,12 +205,12 @@ class Auto(Coalesced):
         super().__init__(*args, **kwargs)
         self.tapes = Tapes(worth_it)
 
-    def _obstacle(self, fit: Fit) -> str:
-        why = super()._obstacle(fit)
-        if not why and self.tapes.undecided(fit.form) and convolves(fit.learner.model):
+    def _obstacle(self, wish: Fit | Pass, model: nn.Module) -> str:
+        why = super()._obstacle(wish, model)
+        if not why and self.tapes.undecided(wish.form) and convolves(model):
             # To record its step would tell the same, but take the time and the memory of several.
-            self.tapes.hold(fit)
-            why = self.tapes.alone[fit.form] = not_faster("convolution")
+            self.tapes.hold(wish)
+            why = self.tapes.alone[wish.form] = not_faster("convolution")
         return why
 
 
@@ -218,7 +243,8 @@ class _Run:
 
     def __init__(self, engine: Coalesced, request: Request) -> None:
         self.request = request
-        self.fit: Fit | None = None
+        # What the site waits for.
+        self.wish: Fit | Pass | None = None
         self.reply: Reply | None = None
         self._engine = engine
         self._outside = getcurrent()
@@ -226,27 +252,24 @@ class _Run:
         self._inside.gr_context = copy_context()
 
     def _run(self, _: None) -> None:
-        def wait(*fit: Any) -> Taken:
-            return self._engine.take_steps(self, *fit)
-
-        TAKE_STEPS.set(wait)
+        TAKE_STEPS.set(partial(self._engine.take_steps, self))
+        PASS_OVER.set(partial(self._engine.pass_over, self))
         self.reply = self._engine._answer(self.request)
 
-    def go_on(self, found: Taken | None = None) -> None:
-        """Runs until the site waits at its next fit, or is done; ``found``: of the last one."""
-        self.fit = None
+    def go_on(self, found: Any = None) -> None:
+        """Runs until the site waits again, or is done; ``found``: what it had waited for."""
+        self.wish = None
         assert self._inside is not None
         self._inside.switch(found)
         if self._inside.dead:
             # They hold each other, which only a search for garbage would end.
             self._inside = None
 
-    def wait(self, fit: Fit) -> Taken | None:
-        """Called from inside: what the fit gives, or None if it is to be done there."""
-        self.fit = fit
+    def wait(self, wish: Fit | Pass) -> Any:
+        """Called from inside: what comes of a fit or pass, or None if it is to be done there."""
+        self.wish = wish
         with Kept():
-            found: Taken | None = self._outside.switch()
-        return found
+            return self._outside.switch()
 
     def end(self) -> None:
         """Ends what is still under way; its site is as it was before it was asked."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,12 @@ ROUNDING = 1e-7
 
 
 class Form:
-    """What a step's kernels depend on; equal ones are the same object, so that none is compared."""
+    """What kernels depend on; equal ones are the same object, so that none is compared."""
 
 
 @lru_cache(maxsize=1024)
-def _form(value: Hashable) -> Form:
+def form_of(value: Hashable) -> Form:
+    """The form of all that is described by equal values."""
     return Form()
 
 
@@ -54,8 +56,13 @@ class Fit:
         form = (self.model.key, tuple([part.key for part in self.parts]), self.rule.form)
         # The last reason to refuse: from here on the batches are used up.
         self.data, self.order, self.sizes = batches.plan()
-        self.form = _form((*form, _rows(self.data)))
+        self.form: Hashable = form_of((*form, _rows(self.data)))
         self.key: Hashable = (self.form, self.rule.options)
+
+    @property
+    def held(self) -> Any:
+        """What the form names by its identity."""
+        return self.parts, self.model.held
 
     def positions(self) -> tuple[Tensor, ...]:
         """Which rows each step takes."""
@@ -86,14 +93,6 @@ def obstacle(fit: Fit) -> str:
     if not fit.data.complete:
         return "some of its rows lack a modality"
     return "" if any(fit.sizes) else "it takes no step"
-
-
-def groups(fits: Iterable[Fit]) -> list[list[Fit]]:
-    """Fits with equal keys together, in the order of the first of each."""
-    found: dict[Hashable, list[Fit]] = {}
-    for fit in fits:
-        found.setdefault(fit.key, []).append(fit)
-    return list(found.values())
 
 
 def alone(

@@ -15,7 +15,7 @@ from motet.core.batch import Batch
 from motet.core.learner import Taken
 from motet.engines.fits import Fit, alone, close
 from motet.engines.rules import by_site
-from motet.engines.tape import Product, Tape, Unlike, record
+from motet.engines.tape import Broken, Product, Tape, Unlike, record
 from motet.engines.tapes import Tapes
 
 # Of a chunk's parameters, their gradients and their moments: what stays in a processor's cache
@@ -24,10 +24,6 @@ CHUNK_BYTES = 2**25
 # Of the batches that are gathered at a time.
 GATHERED_BYTES = 2**26
 NO_LABEL = -100
-
-
-class Broken(Exception):  # noqa: N818
-    """A step of several fits that cannot be taken; no model has been changed."""
 
 
 def fit_together(
@@ -221,16 +217,8 @@ class _Chunk:
         sites, rows = inputs[-1].shape[:2]
         key = (self._form(padded), sites, rows)
         tape = self.tapes.get(key, lambda: self._record(inputs, padded))
-        form = self.fits[0].form
-        if form not in self.tapes.figures:
-            self.tapes.figures[form] = {
-                "parameters": sum(item[0].numel() for item in self.parameters),
-                "products": tape.products() // sites,
-                "kernels": len(tape.operations),
-            }
-            why = self.tapes.worth(tape, sites) if self.tapes.worth is not None else ""
-            if why:
-                raise Unlike(why)
+        numbers = sum(item[0].numel() for item in self.parameters)
+        self.tapes.weigh(self.fits[0].form, tape, sites, numbers)
         return tape
 
     def _record(self, inputs: Sequence[Tensor], padded: bool) -> Tape:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from motet.core.batch import Dataset
-from motet.core.learner import evaluating
+from motet.core.passing import PASS_OVER
 from motet.evaluate.retrieval import category_share, retrieval_metrics
 
 Metrics = dict[str, tuple[float, int]]
@@ -23,41 +23,21 @@ def evaluate(model: nn.Module, data: Dataset, *, batch: int = 512) -> Metrics:
     """
     prepare = getattr(model, "prepare", None)
     ready: Dataset = data if prepare is None else prepare(data)
-    names, features, logits = _outputs(model, ready, batch)
+    found = PASS_OVER.get()(model, ready, PAIR, batch)
+    features, logits = found.features, found.logits
     metrics: Metrics = {}
     if features:
         rows = (data.present["image"] & data.present["text"]).nonzero().flatten()
         if len(rows):
-            found = _retrieval(features["image"][rows], features["text"][rows], data, rows)
-            metrics |= {name: (value, len(rows)) for name, value in found.items()}
+            values = _retrieval(features["image"][rows], features["text"][rows], data, rows)
+            metrics |= {name: (value, len(rows)) for name, value in values.items()}
     if logits is not None and data.labels is not None:
-        seen = torch.stack([data.present[name] for name in names]).any(dim=0)
+        seen = torch.stack([data.present[name] for name in found.names]).any(dim=0)
         seen &= data.labels >= 0
         right = (logits.argmax(dim=1) == data.labels)[seen]
         if len(right):
             metrics["accuracy"] = (100.0 * float(right.double().mean()), len(right))
     return metrics
-
-
-def _outputs(
-    model: nn.Module, ready: Dataset, batch: int
-) -> tuple[list[str], dict[str, Tensor], Tensor | None]:
-    """The modalities that the model reads, its features of PAIR where it reads both, and logits."""
-    names: list[str] = []
-    features: dict[str, list[Tensor]] = {name: [] for name in PAIR}
-    logits: list[Tensor] = []
-    with evaluating(model), torch.no_grad():
-        for rows in ready.batches(batch):
-            output = model(rows)
-            names = list(output.features)
-            # They are worked out when they are read, and without a pair nobody will.
-            if output.features.keys() >= features.keys():
-                for name, found in features.items():
-                    found.append(output.features[name])
-            if output.logits is not None:
-                logits.append(output.logits)
-    joined = {name: torch.cat(parts) for name, parts in features.items() if parts}
-    return names, joined, torch.cat(logits) if logits else None
 
 
 def _retrieval(image: Tensor, text: Tensor, data: Dataset, rows: Tensor) -> dict[str, float]:

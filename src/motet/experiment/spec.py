@@ -85,7 +85,7 @@ class EngineSpec(Spec):
     name: Literal["serial", "processes", "coalesced", "auto"] = Field(
         "serial",
         description="serial; processes: sites in several processes of this machine; coalesced: "
-        "equal fits of several sites in one loop; auto: the same where it is worth it",
+        "equal fits and evaluations of several sites at once; auto: the same where it is worth it",
     )
     processes: int | None = Field(
         None, ge=1, description="number of processes; null for as many as there are cores"

@@ -89,8 +89,8 @@ def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     plain = passes.pass_together
 
-    def told(wishes: Sequence[Any], *args: Any) -> Any:
-        found = plain(wishes, *args)
+    def told(wishes: Sequence[Any], *args: Any, **options: Any) -> Any:
+        found = plain(wishes, *args, **options)
         seen.append(len(wishes))
         return found
 
@@ -176,6 +176,37 @@ def test_a_pass_that_fails_fails_at_its_own_site() -> None:
         engine.send([Request(name, "evaluate", "0.0.1", 0) for name in NAMES])
         found = {reply.site: reply.error for reply in iter(engine.recv, None)}
         assert [name for name, error in found.items() if error] == ["ben"]
+
+
+@pytest.mark.parametrize(("size", "stacked"), [(2**25, 1), (3_000, 2), (1_000, 0)])
+def test_no_more_is_stacked_at_a_time_than_there_is_room_for(
+    size: int, stacked: int, together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[int] = []
+    plain = passes._play
+
+    def told(wishes: Sequence[Any], *args: Any) -> Any:
+        played.append(len(wishes))
+        return plain(wishes, *args)
+
+    monkeypatch.setattr(passes, "_play", told)
+    assert metrics(Coalesced, specs(), chunk_bytes=size) == metrics(Serial, specs())
+    assert len(played) == stacked
+    assert sum(played) == (4 if stacked else 0)
+
+
+def test_rows_are_filled_up_to_few_different_numbers() -> None:
+    assert {passes._length([size, 1]) for size in range(2, 65)} == {16, 32, 48, 64}
+    assert passes._length([10, 10, 10]) == 10
+
+
+def test_sites_with_many_rows_go_by_themselves(
+    together: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "MOST_ROWS", 9)
+    assert metrics(Coalesced, specs()) == metrics(Serial, specs())
+    # All but the one with 12.
+    assert together == [3]
 
 
 def test_auto_passes_over_convolutions_alone(together: list[int]) -> None:

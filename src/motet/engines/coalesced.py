@@ -45,7 +45,7 @@ class Coalesced(Serial):
     tensors is done together, the rest one by one; then the functions go on.
 
     events: where it is noted what is done together and what is not, and why.
-    chunk_bytes: of stacked parameters, gradients and moments at a time.
+    chunk_bytes: of what is stacked at a time: parameters, gradients and moments; rows of a pass.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Coalesced(Serial):
             if isinstance(first, Fit):
                 found = fit_together(wishes, self.tapes, chunk_bytes=self._chunk_bytes)
             else:
-                found = pass_together(wishes, self.tapes)
+                found = pass_together(wishes, self.tapes, chunk_bytes=self._chunk_bytes)
         except Unlike as reason:
             why = self.tapes.alone[first.form] = str(reason)
         except Broken as error:

@@ -19,6 +19,11 @@ from motet.engines.fits import close, form_of
 from motet.engines.tape import Broken, Tape, Unlike, record
 from motet.engines.tapes import Tapes
 
+# Rows of a site above which a pass of its own is as fast; those of 32 sites must fit in memory.
+MOST_ROWS = 64
+# Different numbers of rows are filled up to a multiple of this.
+STEP = 16
+
 
 class Pass:
     """A pass over all rows of a data set; raises Unlike where it is to be made alone.
@@ -33,8 +38,8 @@ class Pass:
             raise Unlike("its rows are nodes of a graph, or no tensors")
         if not data.complete:
             raise Unlike("some of its rows lack a modality")
-        if not 0 < len(data) <= batch:
-            raise Unlike("its rows are no single batch")
+        if not 0 < len(data) <= min(batch, MOST_ROWS):
+            raise Unlike("its rows are enough for a pass of their own")
         if torch.is_autocast_enabled("cpu"):
             raise Unlike("it is made in a mode of its own")
         with evaluating(model):
@@ -51,19 +56,30 @@ class Pass:
         """The pass by itself."""
         return pass_over(self.model, self.data, self.wanted, len(self.data))
 
+    @property
+    def bytes(self) -> int:
+        """What it adds to a stack."""
+        return sum(tensor.nbytes for tensor in (*self.tensors, *self.columns))
+
 
 @torch.no_grad()
-def pass_together(passes: Sequence[Pass], tapes: Tapes) -> list[Passed]:
-    """What equal passes give.
+def pass_together(passes: Sequence[Pass], tapes: Tapes, *, chunk_bytes: int) -> list[Passed]:
+    """What equal passes give; so many of them at a time are stacked as fit into ``chunk_bytes``.
 
     Raises Unlike when it cannot be done, or does not give what single passes give, and Broken where
     the pass fails.
     """
     tapes.hold(passes[0])
+    most = chunk_bytes // max(max(one.bytes for one in passes), 1)
+    if most < 2:
+        raise Unlike("its model and rows are large enough for a pass of their own")
+    size = -(-len(passes) // -(-len(passes) // most))
+    found: list[Passed] = []
     try:
         if tapes.undecided(passes[0].form):
             _play(passes[:2], tapes)
-        found = _play(passes, tapes)
+        for start in range(0, len(passes), size):
+            found += _play(passes[start : start + size], tapes)
         _check(passes, found, tapes)
     except Unlike:
         raise
@@ -84,7 +100,7 @@ def _check(passes: Sequence[Pass], found: Sequence[Passed], tapes: Tapes) -> Non
 
 
 def _play(passes: Sequence[Pass], tapes: Tapes) -> list[Passed]:
-    longest = max(len(one.data) for one in passes)
+    longest = _length([len(one.data) for one in passes])
     inputs = [
         *map(torch.stack, zip(*(one.tensors for one in passes), strict=True)),
         *map(torch.stack, zip(*(_filled_up(one, longest) for one in passes), strict=True)),
@@ -102,6 +118,12 @@ def _play(passes: Sequence[Pass], tapes: Tapes) -> list[Passed]:
         features = dict(zip(recorded.features, own, strict=True))
         found.append(Passed(recorded.names, features, logits))
     return found
+
+
+def _length(sizes: Sequence[int]) -> int:
+    """Rows to which all are filled up: few different numbers, since each needs a recording."""
+    longest = max(sizes)
+    return longest if min(sizes) == longest else -(-longest // STEP) * STEP
 
 
 def _filled_up(one: Pass, length: int) -> list[Tensor]:

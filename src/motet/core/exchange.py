@@ -14,7 +14,7 @@ from motet.core.guard import OWN, SPENT, Passage, Question
 from motet.core.kinds import Kind
 from motet.core.messages import Reply, Request, bytes_by_kind, form_of, tensors_by_kind, timed
 from motet.core.middleware import unpack_all
-from motet.core.replies import Origin, Replies
+from motet.core.replies import Replies
 from motet.core.tree import Tree
 from motet.core.validate import Known, alone, beyond_doubt, refused, unfit_reply
 
@@ -328,7 +328,3 @@ class Exchange:
         """The answers that count, to be put together by the recipe's rules."""
         means = {} if self._folding is None else self._folding.means
         return self.combining.replies(self.values, self.failed, self._opened, self.averaged, means)
-
-    def origin(self, site: str) -> Origin:
-        """What the answer of a site started from."""
-        return self.combining.origin(site)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from motet.core.batch import Dataset
+from motet.core.batch import Dataset, Output
 from motet.core.learner import evaluating
 
 
@@ -37,14 +37,21 @@ def pass_over(model: nn.Module, data: Dataset, wanted: Sequence[str], batch: int
         for rows in data.batches(batch):
             output = model(rows)
             names = tuple(output.features)
-            # They are worked out when they are read, and nobody reads a part of them.
-            if set(wanted) <= set(names):
-                for name in wanted:
-                    features.setdefault(name, []).append(output.features[name])
+            for name, value in wanted_features(output, wanted).items():
+                features.setdefault(name, []).append(value)
             if output.logits is not None:
                 logits.append(output.logits)
     joined = {name: torch.cat(parts) for name, parts in features.items()}
     return Passed(names, joined, torch.cat(logits) if logits else None)
+
+
+def wanted_features(output: Output, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """The features of these modalities where a model gives them all; else none.
+
+    They are worked out when they are read, and nobody reads a part of them.
+    """
+    there = set(wanted) <= output.features.keys()
+    return {name: output.features[name] for name in wanted} if there else {}
 
 
 Pass: TypeAlias = Callable[[nn.Module, Dataset, Sequence[str], int], Passed]

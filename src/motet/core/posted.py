@@ -184,7 +184,7 @@ class Posted:
             exchange.settle()
             values |= exchange.values
             failed |= exchange.failed
-            origins |= {site: exchange.origin(site) for site in exchange.values}
+            origins |= {site: exchange.combining.origin(site) for site in exchange.values}
             exchange.values, exchange.failed = {}, {}
         # Only from here on do these count in the run, with whatever they left at their sites.
         self._fed._touched.update(site for _, site, _ in taken)

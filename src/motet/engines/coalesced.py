@@ -26,8 +26,8 @@ from motet.engines.fits import Fit, obstacle
 from motet.engines.passes import Pass, pass_together
 from motet.engines.serial import Serial
 from motet.engines.stacked import CHUNK_BYTES, fit_together
-from motet.engines.tape import Broken, Tape, Unlike
-from motet.engines.tapes import Tapes
+from motet.engines.tape import Tape, Unlike
+from motet.engines.tapes import Broken, Tapes
 
 # Sites whose functions are under way at a time: each holds what it has received and made. More
 # would save little, since a step's own costs are spread over them by then.

@@ -74,25 +74,42 @@ class Fit:
         return (self.data.batch(index) for index in self.positions())
 
 
-def _rows(data: Dataset) -> Hashable:
-    """The form of a data set's rows; what speaks against stacking them is told by ``obstacle``."""
-    columns = tuple(
+def columns_form(data: Dataset) -> Hashable:
+    """The form of a data set's columns; ``rows_obstacle`` tells what speaks against stacking."""
+    return tuple(
         (name, value.dtype, value.shape[1:], value.device) if isinstance(value, Tensor) else name
         for name, value in data.columns.items()
     )
+
+
+def _rows(data: Dataset) -> Hashable:
     labels = None if data.labels is None else (data.labels.dtype, data.labels.shape[1:])
-    return columns, labels
+    return columns_form(data), labels
+
+
+def rows_obstacle(data: Dataset) -> str:
+    """Why rows of a data set cannot be stacked with those of others; empty where they can."""
+    if GRAPH in data.columns:
+        return "its rows are nodes of a graph"
+    if not all(isinstance(column, Tensor) for column in data.columns.values()):
+        return "its rows are not tensors"
+    return "" if data.complete else "some of its rows lack a modality"
 
 
 def obstacle(fit: Fit) -> str:
-    """Why the rows of a fit cannot be stacked; empty where they can."""
-    if GRAPH in fit.data.columns:
-        return "its rows are nodes of a graph"
-    if not all(isinstance(column, Tensor) for column in fit.data.columns.values()):
-        return "its rows are not tensors"
-    if not fit.data.complete:
-        return "some of its rows lack a modality"
-    return "" if any(fit.sizes) else "it takes no step"
+    """Why a fit cannot be stacked for its rows; empty where it can."""
+    return rows_obstacle(fit.data) or ("" if any(fit.sizes) else "it takes no step")
+
+
+def whole_batch(names: Sequence[str], columns: Sequence[Tensor], labels: Tensor | None) -> Batch:
+    """A batch of columns of these names, and the rows' ids last, in which no row lacks anything."""
+    rows = columns[-1]
+    return Batch(
+        inputs=dict(zip(names, columns, strict=False)),
+        present={name: torch.ones(len(rows), dtype=torch.bool) for name in names},
+        labels=labels,
+        rows=rows,
+    )
 
 
 def alone(

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from motet.core.batch import Batch, Dataset
-from motet.core.graph import GRAPH
+from motet.core.batch import Dataset
 from motet.core.learner import evaluating
-from motet.core.passing import Passed, pass_over
+from motet.core.passing import Passed, pass_over, wanted_features
 from motet.engines.alike import Structure
-from motet.engines.fits import close, form_of
-from motet.engines.tape import Broken, Tape, Unlike, record
-from motet.engines.tapes import Tapes
+from motet.engines.fits import close, columns_form, form_of, rows_obstacle, whole_batch
+from motet.engines.tape import Tape, Unlike, record
+from motet.engines.tapes import Tapes, nothing_changed, share, stacking
 
 # Rows of a site above which a pass of its own is as fast; those of 32 sites must fit in memory.
 MOST_ROWS = 64
@@ -31,30 +30,26 @@ class Pass:
     data: as the model reads it. wanted: modalities whose features are asked for.
     """
 
-    def __init__(self, model: nn.Module, data: Dataset, wanted: Sequence[str], batch: int) -> None:
-        self.model, self.data, self.wanted = model, data, tuple(wanted)
-        columns = [column for column in data.columns.values() if isinstance(column, Tensor)]
-        if GRAPH in data.columns or len(columns) < len(data.columns):
-            raise Unlike("its rows are nodes of a graph, or no tensors")
-        if not data.complete:
-            raise Unlike("some of its rows lack a modality")
+    def __init__(self, module: nn.Module, data: Dataset, wanted: Sequence[str], batch: int) -> None:
+        self.module, self.data, self.wanted = module, data, wanted
+        if why := rows_obstacle(data):
+            raise Unlike(why)
         if not 0 < len(data) <= min(batch, MOST_ROWS):
             raise Unlike("its rows are enough for a pass of their own")
         if torch.is_autocast_enabled("cpu"):
             raise Unlike("it is made in a mode of its own")
-        with evaluating(model):
-            self.structure = Structure(model)
-        self.held: Any = self.structure.held
+        with evaluating(module):
+            self.model = Structure(module)
+        self.held: Any = self.model.held
+        columns = [column for column in data.columns.values() if isinstance(column, Tensor)]
         self.columns = [*columns, data.rows]
-        rows = tuple([(column.dtype, column.shape[1:], column.device) for column in self.columns])
-        made_of = ("pass", self.structure.key, tuple(data.columns), rows, self.wanted)
-        self.form: Hashable = form_of(made_of)
+        self.form: Hashable = form_of(("pass", self.model.key, columns_form(data), tuple(wanted)))
         self.key: Hashable = self.form
-        self.tensors = [*self.structure.parameters.values(), *self.structure.buffers.values()]
+        self.tensors = [*self.model.parameters.values(), *self.model.buffers.values()]
 
     def alone(self) -> Passed:
         """The pass by itself."""
-        return pass_over(self.model, self.data, self.wanted, len(self.data))
+        return pass_over(self.module, self.data, self.wanted, len(self.data))
 
     @property
     def bytes(self) -> int:
@@ -73,18 +68,14 @@ def pass_together(passes: Sequence[Pass], tapes: Tapes, *, chunk_bytes: int) -> 
     most = chunk_bytes // max(max(one.bytes for one in passes), 1)
     if most < 2:
         raise Unlike("its model and rows are large enough for a pass of their own")
-    size = -(-len(passes) // -(-len(passes) // most))
+    size = share(len(passes), most)
     found: list[Passed] = []
-    try:
+    with nothing_changed():
         if tapes.undecided(passes[0].form):
             _play(passes[:2], tapes)
         for start in range(0, len(passes), size):
             found += _play(passes[start : start + size], tapes)
         _check(passes, found, tapes)
-    except Unlike:
-        raise
-    except Exception as error:
-        raise Broken(f"{type(error).__name__}: {error}") from error
     return found
 
 
@@ -108,8 +99,7 @@ def _play(passes: Sequence[Pass], tapes: Tapes) -> list[Passed]:
     first = passes[0]
     key = (first.form, len(passes), longest)
     recorded = tapes.get(key, lambda: _recorded(first, inputs))
-    numbers = sum(value.numel() for value in first.structure.parameters.values())
-    tapes.weigh(first.form, recorded.tape, len(passes), numbers)
+    tapes.weigh(first, recorded.tape, len(passes))
     made = recorded.tape(inputs)
     found = []
     for number, one in enumerate(passes):
@@ -139,27 +129,23 @@ class _Recorded:
     """A pass as it is played back: the features of these modalities, then logits if any."""
 
     tape: Tape
-    names: tuple[str, ...] = ()
-    features: tuple[str, ...] = ()
-    logits: bool = False
+    names: tuple[str, ...]
+    features: tuple[str, ...]
+    logits: bool
 
 
 def _recorded(one: Pass, inputs: Sequence[Tensor]) -> _Recorded:
-    held = [*one.structure.parameters, *one.structure.buffers]
+    held = [*one.model.parameters, *one.model.buffers]
     seen: dict[str, Any] = {}
 
     def single(tensors: list[Tensor], columns: list[Tensor]) -> list[Tensor]:
-        present = {
-            name: torch.ones(len(columns[-1]), dtype=torch.bool) for name in one.data.columns
-        }
-        given = dict(zip(one.data.columns, columns, strict=False))
-        batch = Batch(inputs=given, present=present, labels=None, rows=columns[-1])
-        output: Any = functional_call(one.model, dict(zip(held, tensors, strict=True)), (batch,))
+        batch = whole_batch(list(one.data.columns), columns, None)
+        output: Any = functional_call(one.module, dict(zip(held, tensors, strict=True)), (batch,))
+        features = wanted_features(output, one.wanted)
+        logits = [] if output.logits is None else [output.logits]
         names = tuple(output.features)
-        features = one.wanted if set(one.wanted) <= set(names) else ()
-        seen.update(names=names, features=features, logits=output.logits is not None)
-        made = [output.features[name] for name in features]
-        return made if output.logits is None else [*made, output.logits]
+        seen.update(names=names, features=tuple(features), logits=bool(logits))
+        return [*features.values(), *logits]
 
     def step(tensors: Sequence[Tensor]) -> list[Tensor]:
         count = len(held)
@@ -168,14 +154,8 @@ def _recorded(one: Pass, inputs: Sequence[Tensor]) -> _Recorded:
 
     # On the tensors of other sites than those for which it is then checked.
     others = [item.roll(1, 0) for item in inputs]
-    try:
-        with evaluating(one.model):
-            return _Recorded(record(step, others), **seen)
-    except Unlike:
-        raise
-    except Exception as error:
-        reason = str(error).splitlines()[0][:160] if str(error) else ""
-        raise Unlike(f"its pass cannot be stacked: {type(error).__name__}: {reason}") from error
+    with stacking("pass"), evaluating(one.module):
+        return _Recorded(record(step, others), **seen)
 
 
 def _same(found: Passed, wanted: Passed) -> bool:

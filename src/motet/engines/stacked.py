@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from motet.core.batch import Batch
 from motet.core.learner import Taken
-from motet.engines.fits import Fit, alone, close
+from motet.engines.fits import Fit, alone, close, whole_batch
 from motet.engines.rules import by_site
-from motet.engines.tape import Broken, Product, Tape, Unlike, record
-from motet.engines.tapes import Tapes
+from motet.engines.tape import Product, Tape, Unlike, record
+from motet.engines.tapes import Tapes, nothing_changed, share, stacking
 
 # Of a chunk's parameters, their gradients and their moments: what stays in a processor's cache
 # is worth more than a few kernels less.
@@ -36,13 +36,12 @@ def fit_together(
     """
     tapes.hold(fits[0])
     most = max(1, chunk_bytes // max(_bytes(fits[0]), 1))
-    parts = -(-len(fits) // most)
-    size = -(-len(fits) // parts)
+    size = share(len(fits), most)
     # Those with the most steps come first, so that whoever is done drops off the end.
     order = sorted(range(len(fits)), key=lambda i: (-len(fits[i].sizes), fits[i].sizes))
     found: dict[int, Taken] = {}
     done: list[_Chunk] = []
-    try:
+    with nothing_changed():
         if tapes.undecided(fits[0].form):
             # By two of them: to find out that a model is too large is dear with more.
             _Chunk([fits[i] for i in order[:2]], tapes).weigh()
@@ -51,10 +50,6 @@ def fit_together(
             chunk = _Chunk([fits[i] for i in numbers], tapes)
             found.update(zip(numbers, chunk.run(), strict=True))
             done.append(chunk)
-    except Unlike:
-        raise
-    except Exception as error:
-        raise Broken(f"{type(error).__name__}: {error}") from error
     for chunk in done:
         chunk.write_back()
     return [found[i] for i in range(len(fits))]
@@ -217,8 +212,7 @@ class _Chunk:
         sites, rows = inputs[-1].shape[:2]
         key = (self._form(padded), sites, rows)
         tape = self.tapes.get(key, lambda: self._record(inputs, padded))
-        numbers = sum(item[0].numel() for item in self.parameters)
-        self.tapes.weigh(self.fits[0].form, tape, sites, numbers)
+        self.tapes.weigh(self.fits[0], tape, sites)
         return tape
 
     def _record(self, inputs: Sequence[Tensor], padded: bool) -> Tape:
@@ -239,14 +233,8 @@ class _Chunk:
         def step(tensors: Sequence[Tensor]) -> list[Tensor | None]:
             return self._losses_and_gradients(tensors, dims, padded)
 
-        try:
-            with torch.enable_grad():
-                tape = record(step, others, changing)
-        except Unlike:
-            raise
-        except Exception as error:
-            reason = str(error).splitlines()[0][:160] if str(error) else ""
-            raise Unlike(f"its step cannot be stacked: {type(error).__name__}: {reason}") from error
+        with stacking("step"), torch.enable_grad():
+            tape = record(step, others, changing)
         if self.rule.takes_products and self.fits[0].adjust is None:
             tape.leave_products(range(1, 1 + count))
         return tape
@@ -302,13 +290,7 @@ class _Chunk:
         return [losses.detach(), *gradients]
 
     def _batch(self, rows: Sequence[Tensor]) -> Batch:
-        size = len(rows[-1])
-        return Batch(
-            inputs=dict(zip(self.inputs, rows, strict=False)),
-            present={name: torch.ones(size, dtype=torch.bool) for name in self.inputs},
-            labels=rows[-2] if self.labelled else None,
-            rows=rows[-1],
-        )
+        return whole_batch(self.inputs, rows, rows[-2] if self.labelled else None)
 
     def _checked(
         self, tape: Tape, inputs: Sequence[Tensor], low: int, high: int, step: int

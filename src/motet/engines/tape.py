@@ -29,10 +29,6 @@ class Unlike(Exception):  # noqa: N818
     """Something cannot be done for several sites at once; the text says why."""
 
 
-class Broken(Exception):  # noqa: N818
-    """What several sites were to do together fails; no model has been changed."""
-
-
 @dataclass(frozen=True)
 class Slot:
     """Where a tensor of the computation stands while it is played back."""

@@ -1,10 +1,12 @@
-"""What was recorded of what sites do together, and what is known of it."""
+"""What sites do together: how it may fail, what was recorded of it, and what is known of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
+from motet.engines.alike import Structure
 from motet.engines.tape import Tape, Unlike
 
 # How many kinds are remembered.
@@ -12,15 +14,48 @@ FORMS = 64
 T = TypeVar("T")
 
 
+class Broken(Exception):  # noqa: N818
+    """What several sites were to do together fails; no model has been changed."""
+
+
+@contextmanager
+def nothing_changed() -> Iterator[None]:
+    """Makes Broken of what goes wrong inside, but for Unlike; no model may be changed there."""
+    try:
+        yield
+    except Unlike:
+        raise
+    except Exception as error:
+        raise Broken(f"{type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def stacking(what: str) -> Iterator[None]:
+    """Makes Unlike of what goes wrong inside while ``what`` is recorded."""
+    try:
+        yield
+    except Unlike:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0][:160] if str(error) else ""
+        raise Unlike(f"its {what} cannot be stacked: {type(error).__name__}: {reason}") from error
+
+
+def share(count: int, most: int) -> int:
+    """How many of ``count`` go together at a time, at most so many, in parts as even as can be."""
+    return -(-count // -(-count // most))
+
+
 class Wish(Protocol):
     """What a site waits for: a fit, or a forward pass.
 
     form: what its kernels depend on. key: equal for those that are the same computation on other
-    tensors. held: what the form names by its identity.
+    tensors. model: with what it computes. held: what the form names by its identity.
     """
 
     form: Hashable
     key: Hashable
+    model: Structure
 
     @property
     def held(self) -> Any:
@@ -60,11 +95,11 @@ class Tapes:
         found: T = self._tapes[key]
         return found
 
-    def weigh(self, form: Hashable, tape: Tape, sites: int, parameters: int) -> None:
+    def weigh(self, wish: Wish, tape: Tape, sites: int) -> None:
         """Notes a form's figures when it is new; raises Unlike where so many sites gain nothing."""
-        if form not in self.figures:
-            self.figures[form] = {
-                "parameters": parameters,
+        if wish.form not in self.figures:
+            self.figures[wish.form] = {
+                "parameters": sum(value.numel() for value in wish.model.parameters.values()),
                 "products": tape.products() // sites,
                 "kernels": len(tape.operations),
             }
